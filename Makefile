@@ -1,0 +1,54 @@
+# One folder, .venv, holds everything that these targets install; `make clean` removes it.
+
+RECIPE ?= quickstart
+ARGS ?=
+PYTHON ?=
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
+# ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
+SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+.PHONY: help train test lint clean
+
+help:
+	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
+	@echo "make test  [ARGS=...]                      run the tests with pytest"
+	@echo "make lint                                  check style and formatting with ruff"
+	@echo "make clean                                 remove $(VENV) and the build and test leftovers (runs/ stays)"
+	@echo "The first call makes $(VENV) and installs into it; PYTHON=... names the Python (3.11, 3.12 or 3.13) to use."
+
+train: $(INSTALLED)
+	$(VENV_PYTHON) training/train.py --recipe $(RECIPE) $(ARGS)
+
+test: $(INSTALLED)
+	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+lint: $(INSTALLED)
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+
+$(INSTALLED): pyproject.toml setup.py
+	@if ! $(VENV_PYTHON) -c "$(SUITABLE)" 2>/dev/null; then \
+		python=; \
+		for candidate in $(CANDIDATES); do \
+			if "$$candidate" -c "$(SUITABLE)" 2>/dev/null; then python="$$candidate"; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then \
+			echo "No suitable Python among: $(CANDIDATES)."; \
+			echo "Python 3.11, 3.12 and 3.13 work (on Debian and Ubuntu with the package python3-venv)."; \
+			echo "Install one of them, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; \
+			exit 1; \
+		fi >&2; \
+		echo "Making $(VENV) with $$("$$python" --version)."; \
+		"$$python" -m venv --clear $(VENV); \
+	fi
+	@echo "Installing elita_tf and its dependencies into $(VENV); this takes minutes the first time."
+	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,24 @@
+"""Linear-time sequence layers for Keras 3, and the decoder language model made of them.
+
+Importing the package loads Keras only and registers its layers for `keras.models.load_model`.
+The modules that need more (`models`, `data`, `schedules`, `callbacks`) load at their first use.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from elita_tf import layers, ops
+
+__version__ = "0.1.0"
+
+__all__ = ["callbacks", "data", "layers", "models", "ops", "schedules"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

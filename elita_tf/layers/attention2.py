@@ -1,0 +1,202 @@
+"""The Attention2 layer of ELiTA."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from elita_tf.layers.arguments import (
+    positions_of,
+    require_built,
+    require_positive,
+    require_state,
+    split_heads,
+)
+from elita_tf.layers.projection import projection
+from elita_tf.ops import Attention2State, attention2, attention2_empty_state
+
+
+@keras.saving.register_keras_serializable(package="elita_tf")
+class Attention2(keras.layers.Layer):
+    """Causal attention with scalar logits and sinusoidal positions, linear in time (ELiTA).
+
+    Per head, with i the absolute position, n the `context_length`, and m = 1, 2:
+
+        p_m,i = sin(i a_m / n + b_m)
+        key_logits_i = k_1 . x_i + p_1,i . c        self_logits_i = k_2 . x_i
+        query_logits_i = p_2,i . c                  (+ k_3 . x_i with `use_query`)
+        y_i = (e^self_i v_i + e^query_i sum_{j<=i} e^key_j v_j)
+              / (e^self_i + e^query_i sum_{j<=i} e^key_j),       v_i = V x_i
+
+    then the heads are joined and projected back to the input width. The positions are divided by
+    the saved `context_length`, never by the length that happens to arrive, so a prefix and the
+    whole sequence agree; positions beyond `context_length` continue the same sine.
+
+    Args:
+        num_heads: number of heads.
+        context_length: n, the number of positions over which the sine's phase advances by `a`.
+        value_dim: features of a head's values; by default the input width over `num_heads`.
+        position_dim: sine features per head.
+        use_query: add k_3 . x to the query logits, as the authors' later form does.
+        kernel_initializer: for the value and output projections.
+        logit_initializer: for k, a, b and c; by default uniform between -0.05 and 0.05.
+        kernel_regularizer: for the value and output projections.
+
+    Call arguments:
+        inputs: (batch, time, hidden).
+        mask: optional boolean (batch, time). A masked position takes no part and advances no
+            position; its own output is finite and otherwise unspecified.
+
+    Returns:
+        (batch, time, hidden).
+
+    Raises:
+        ValueError: a size below 1, or a width that `num_heads` does not divide.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from elita_tf import layers
+    >>> layer = layers.Attention2(num_heads=2, context_length=16)
+    >>> tuple(layer(np.ones((1, 5, 8), "float32")).shape)
+    (1, 5, 8)
+
+    Source: the elita-transformer repository, equations of its README.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        context_length: int,
+        value_dim: int | None = None,
+        position_dim: int = 8,
+        use_query: bool = False,
+        kernel_initializer: Any = "glorot_uniform",
+        logit_initializer: Any = "random_uniform",
+        kernel_regularizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_positive(
+            "Attention2",
+            num_heads=num_heads,
+            context_length=context_length,
+            value_dim=value_dim,
+            position_dim=position_dim,
+        )
+        self.num_heads = num_heads
+        self.context_length = context_length
+        self.value_dim = value_dim
+        self.position_dim = position_dim
+        self.use_query = use_query
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.logit_initializer = keras.initializers.get(logit_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        hidden_dim = input_shape[-1]
+        value_dim = self.value_dim or split_heads(
+            "Attention2", "value_dim", hidden_dim, self.num_heads
+        )
+        self._head_value_dim = value_dim
+        self.value_projection = projection(
+            self, "btd,dhv->bthv", (None, self.num_heads, value_dim), "value"
+        )
+        self.logit_projection = projection(
+            self,
+            "btd,dhm->bthm",
+            (None, self.num_heads, 3 if self.use_query else 2),
+            "logits",
+            self.logit_initializer,
+        )
+        self.output_projection = projection(self, "bthv,hvd->btd", (None, hidden_dim), "output")
+        self.value_projection.build(input_shape)
+        self.logit_projection.build(input_shape)
+        self.output_projection.build((*input_shape[:-1], self.num_heads, value_dim))
+        sines = (2, self.num_heads, self.position_dim)
+        self.frequency = self._logit_weight(sines, "frequency")
+        self.phase = self._logit_weight(sines, "phase")
+        self.readout = self._logit_weight(sines[1:], "readout")
+
+    def _logit_weight(self, shape: tuple[int, ...], name: str) -> Any:
+        # Not cast to the compute dtype: the phase of a far position needs all of float32.
+        return self.add_weight(shape, self.logit_initializer.clone(), name=name, autocast=False)
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        return self._advance(inputs, None, mask)[0]
+
+    def call_with_state(
+        self, inputs: Any, state: dict[str, Any], mask: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
+        require_built(self)
+        require_state(self, state, {*Attention2State._fields, "position"})
+        return self._advance(inputs, state, mask)
+
+    def get_initial_state(self, batch_size: int) -> dict[str, Any]:
+        """The empty state: max_logit, numerator, denominator and the int32 position."""
+        require_built(self)
+        empty = attention2_empty_state(
+            batch_size, self.num_heads, self._head_value_dim, self._state_dtype
+        )
+        return {**empty._asdict(), "position": ops.zeros((batch_size,), "int32")}
+
+    def position_bases(self, length: int) -> Any:
+        """P(i, j) = c . (p_1,j + p_2,i) of every head: float array (heads, length, length)."""
+        key, query = self._position_logits(ops.arange(length, dtype="int32")[None, :])
+        return ops.transpose(query[0])[:, :, None] + ops.transpose(key[0])[:, None, :]
+
+    @property
+    def _state_dtype(self) -> str:
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+    def _advance(
+        self, inputs: Any, state: dict[str, Any] | None, mask: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        positions, next_position = positions_of(inputs, state and state["position"], mask)
+        key_position, query_position = self._position_logits(positions)
+        logits = ops.cast(self.logit_projection(inputs), self._state_dtype)
+        key_logits = logits[..., 0] + key_position
+        if mask is not None:
+            key_logits = ops.where(ops.cast(mask, "bool")[..., None], key_logits, -float("inf"))
+        query_logits = query_position + (logits[..., 2] if self.use_query else 0.0)
+        outputs, final = attention2(
+            key_logits,
+            ops.broadcast_to(query_logits, ops.shape(key_logits)),
+            logits[..., 1],
+            self.value_projection(inputs),
+            state and Attention2State(*(state[name] for name in Attention2State._fields)),
+        )
+        return self.output_projection(outputs), {**final._asdict(), "position": next_position}
+
+    def _position_logits(self, positions: Any) -> tuple[Any, Any]:
+        """p_1 . c and p_2 . c, each (batch or 1, time, heads), for int32 (batch or 1, time)."""
+        frequency, phase, readout = (
+            ops.cast(x, self._state_dtype) for x in (self.frequency, self.phase, self.readout)
+        )
+        fraction = ops.cast(positions, self._state_dtype) / self.context_length
+        angles = fraction[..., None, None, None] * frequency + phase
+        logits = ops.sum(ops.sin(angles) * readout, axis=-1)
+        return logits[:, :, 0], logits[:, :, 1]
+
+    @property
+    def output_kernel(self) -> keras.Variable:
+        """The kernel that makes the outputs: what a residual block scales or sets to zero."""
+        return self.output_projection.kernel
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "context_length": self.context_length,
+            "value_dim": self.value_dim,
+            "position_dim": self.position_dim,
+            "use_query": self.use_query,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "logit_initializer": keras.initializers.serialize(self.logit_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+        }

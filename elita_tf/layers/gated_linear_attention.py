@@ -1,0 +1,188 @@
+"""The GatedLinearAttention layer."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from elita_tf.layers.arguments import require_built, require_positive, require_state, split_heads
+from elita_tf.layers.projection import projection
+from elita_tf.ops import gated_linear_attention
+
+
+@keras.saving.register_keras_serializable(package="elita_tf")
+class GatedLinearAttention(keras.layers.Layer):
+    """Gated linear attention with a low-rank gate and a Swish output gate (GLA).
+
+    Per head, with q, k, v linear in x:
+
+        log_decay_t = log sigmoid(x_t W_1 W_2 + b) / gate_normalizer
+        S_t = diag(e^log_decay_t) S_{t-1} + k_t v_t^T          o_t = key_dim^-0.5 q_t S_t
+        y_t = W_o (swish(x_t W_r + b_r) * norm(o_t)),          norm over each head's features
+
+    There is no positional encoding. At a zero gate bias and small weights a state's half-life is
+    `gate_normalizer` positions.
+
+    Where the paper, its first code and the fla library differ, this layer takes: LayerNorm per
+    head with scale and offset (paper), a bias in the output gate (paper and first code), queries
+    scaled by key_dim^-0.5 (fla; the norm that follows makes it a matter of epsilon), Glorot
+    initialisation.
+
+    Args:
+        num_heads: number of heads.
+        key_dim: features of a head's queries and keys; by default half the input width over
+            `num_heads`.
+        value_dim: features of a head's values; by default the input width over `num_heads`.
+        gate_rank: rank of the gate's projection.
+        gate_normalizer: divides the log of the gate; larger remembers longer.
+        chunk_size: positions per chunk; a matter of speed only.
+        kernel_initializer: for all matrices.
+        kernel_regularizer: for all matrices.
+
+    Call arguments:
+        inputs: (batch, time, hidden).
+        mask: optional boolean (batch, time). A masked position leaves the state unchanged; its
+            own output is finite and otherwise unspecified.
+
+    Returns:
+        (batch, time, hidden).
+
+    Raises:
+        ValueError: a size below 1, or a width that `num_heads` does not divide.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from elita_tf import layers
+    >>> layer = layers.GatedLinearAttention(num_heads=2)
+    >>> tuple(layer(np.ones((1, 5, 8), "float32")).shape)
+    (1, 5, 8)
+
+    Source: Yang et al., ICML 2024, arXiv:2312.06635, section 4.
+    """
+
+    def __init__(
+        self,
+        num_heads: int = 4,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        gate_rank: int = 16,
+        gate_normalizer: float = 16.0,
+        chunk_size: int = 64,
+        kernel_initializer: Any = "glorot_uniform",
+        kernel_regularizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_positive(
+            "GatedLinearAttention",
+            num_heads=num_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            gate_rank=gate_rank,
+            chunk_size=chunk_size,
+        )
+        if not gate_normalizer > 0:
+            raise ValueError(
+                "`gate_normalizer` of GatedLinearAttention divides the log of the gate: expected "
+                f"a number above 0, received {gate_normalizer!r}."
+            )
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.value_dim = value_dim
+        self.gate_rank = gate_rank
+        self.gate_normalizer = gate_normalizer
+        self.chunk_size = chunk_size
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.supports_masking = True
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        hidden_dim = input_shape[-1]
+        name, heads = "GatedLinearAttention", self.num_heads
+        value_dim = self.value_dim or split_heads(name, "value_dim", hidden_dim, heads)
+        key_dim = self.key_dim or split_heads(name, "key_dim", hidden_dim, 2 * heads)
+        self._state_shape = (heads, key_dim, value_dim)
+        per_key, per_value = (None, heads, key_dim), (None, heads, value_dim)
+        self.query_projection = projection(self, "btd,dhk->bthk", per_key, "query")
+        self.key_projection = projection(self, "btd,dhk->bthk", per_key, "key")
+        self.value_projection = projection(self, "btd,dhv->bthv", per_value, "value")
+        self.gate_down = projection(self, "btd,dr->btr", (None, self.gate_rank), "gate_down")
+        self.gate_up = projection(self, "btr,rhk->bthk", per_key, "gate_up", bias_axes="hk")
+        self.output_gate = projection(
+            self, "btd,dhv->bthv", per_value, "output_gate", bias_axes="hv", activation="silu"
+        )
+        self.output_projection = projection(self, "bthv,hvd->btd", (None, hidden_dim), "output")
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=1e-5, dtype=self.dtype_policy, name="norm"
+        )
+        for layer in (
+            self.query_projection,
+            self.key_projection,
+            self.value_projection,
+            self.gate_down,
+            self.output_gate,
+        ):
+            layer.build(input_shape)
+        self.gate_up.build((*input_shape[:-1], self.gate_rank))
+        self.norm.build((*input_shape[:-1], heads, value_dim))
+        self.output_projection.build((*input_shape[:-1], heads, value_dim))
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        return self._advance(inputs, None, mask)[0]
+
+    def call_with_state(
+        self, inputs: Any, state: dict[str, Any], mask: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
+        require_built(self)
+        require_state(self, state, {"state"})
+        return self._advance(inputs, state["state"], mask)
+
+    def get_initial_state(self, batch_size: int) -> dict[str, Any]:
+        """The empty state: {"state": zeros (batch, heads, key_dim, value_dim)}."""
+        require_built(self)
+        return {"state": ops.zeros((batch_size, *self._state_shape), self._state_dtype)}
+
+    @property
+    def _state_dtype(self) -> str:
+        return "float64" if self.compute_dtype == "float64" else "float32"
+
+    def _advance(self, inputs: Any, state: Any, mask: Any) -> tuple[Any, dict[str, Any]]:
+        key = self.key_projection(inputs)
+        gate_logits = ops.cast(self.gate_up(self.gate_down(inputs)), self._state_dtype)
+        log_decay = ops.log_sigmoid(gate_logits) / self.gate_normalizer
+        if mask is not None:
+            kept = ops.cast(mask, "bool")[..., None, None]
+            key, log_decay = (ops.where(kept, x, ops.zeros_like(x)) for x in (key, log_decay))
+        outputs, state = gated_linear_attention(
+            self.query_projection(inputs),
+            key,
+            self.value_projection(inputs),
+            log_decay,
+            state,
+            chunk_size=self.chunk_size,
+        )
+        gated = self.output_gate(inputs) * self.norm(outputs)
+        return self.output_projection(gated), {"state": state}
+
+    @property
+    def output_kernel(self) -> keras.Variable:
+        """The kernel that makes the outputs: what a residual block scales or sets to zero."""
+        return self.output_projection.kernel
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "value_dim": self.value_dim,
+            "gate_rank": self.gate_rank,
+            "gate_normalizer": self.gate_normalizer,
+            "chunk_size": self.chunk_size,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+        }

@@ -1,0 +1,31 @@
+"""The linear maps of the sequence layers."""
+
+from typing import Any
+
+import keras
+
+
+def projection(
+    owner: keras.layers.Layer,
+    equation: str,
+    output_shape: tuple[int | None, ...],
+    name: str,
+    initializer: Any = None,
+    **kwargs: Any,
+) -> keras.layers.EinsumDense:
+    """An EinsumDense with the dtype policy, the initializer and the regularizer of its owner.
+
+    It has the dtype policy so that mixed precision, LoRA and int8 reach it; the mask of its input
+    stays with the owner's.
+    """
+    layer = keras.layers.EinsumDense(
+        equation,
+        output_shape,
+        kernel_initializer=(initializer or owner.kernel_initializer).clone(),
+        kernel_regularizer=owner.kernel_regularizer,
+        dtype=owner.dtype_policy,
+        name=name,
+        **kwargs,
+    )
+    layer.supports_masking = True
+    return layer

@@ -1,0 +1,124 @@
+"""Linear projection and softmax cross-entropy in one, slice by slice over the tokens."""
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from elita_tf.ops.chunking import state_dtype
+from elita_tf.ops.slicing import (
+    accumulate_slices,
+    map_slices,
+    merge_slices,
+    slice_size,
+    split_slices,
+)
+
+
+def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: Any = None) -> Any:
+    """Mean cross-entropy of softmax(hidden kernel^T), without the (tokens, vocabulary) logits.
+
+        loss = sum_n w_n (log sum_j e^(hidden_n . kernel_j) - hidden_n . kernel_label_n) / sum_n w_n
+
+    A slice's gradients are taken while its logits are at hand, so no logits are made twice.
+
+    Args:
+        hidden: (..., hidden).
+        kernel: (vocabulary, hidden), such as a tied embedding.
+        labels: (...) integers in [0, vocabulary).
+        sample_weight: broadcastable to (...), by default all 1.
+
+    Returns:
+        A float32 scalar (float64 if `hidden` is), in nats; 0 if all weights are 0.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from elita_tf import ops
+    >>> loss = ops.linear_cross_entropy(np.zeros((3, 2)), np.ones((4, 2)), np.array([0, 1, 3]))
+    >>> round(float(loss), 4)  # log 4
+    1.3863
+    """
+    dtype = state_dtype(hidden)
+    leading = ops.shape(labels)
+    weight = ops.ones(leading, dtype) if sample_weight is None else ops.cast(sample_weight, dtype)
+    weight = ops.reshape(ops.broadcast_to(weight, leading), (-1,))
+    hidden, kernel, labels = _flat(hidden, kernel, labels)
+    total = ops.sum(weight)
+    total = ops.where(total == 0, ops.ones_like(total), total)
+    return _weighted_sum(labels)(hidden, kernel, weight) / total
+
+
+def token_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
+    """The loss of every token, (...), in nats, for scoring; arguments as above."""
+    leading = ops.shape(labels)
+    hidden, kernel, labels = _flat(hidden, kernel, labels)
+    tokens = ops.shape(hidden)[0]
+    size = slice_size(tokens, kernel.shape[0])
+    rows, targets = split_slices(hidden, size), split_slices(labels, size)
+
+    def losses(index: Any) -> Any:
+        logits = _logits(ops.take(rows, index, axis=0), kernel)
+        return ops.logsumexp(logits, axis=-1) - _at(logits, ops.take(targets, index, axis=0))
+
+    stacked = map_slices(losses, ops.shape(rows)[0], ops.zeros((size,), state_dtype(hidden)))
+    return ops.reshape(merge_slices(stacked, tokens), leading)
+
+
+def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
+    """The function (hidden, kernel, weight) -> sum of weight times loss."""
+
+    @ops.custom_gradient
+    def weighted_sum(hidden: Any, kernel: Any, weight: Any) -> Any:
+        tokens, dtype = ops.shape(hidden)[0], weight.dtype
+        size = slice_size(tokens, kernel.shape[0])
+        rows, targets, weights = (split_slices(x, size) for x in (hidden, labels, weight))
+        classes = ops.arange(kernel.shape[0], dtype=labels.dtype)
+
+        def forward_backward(index: Any) -> tuple[list[Any], Any]:
+            row, target, scale = (ops.take(x, index, axis=0) for x in (rows, targets, weights))
+            logits = _logits(row, kernel)
+            maximum = ops.max(logits, axis=-1, keepdims=True)
+            exponentials = ops.exp(logits - maximum)
+            sums = ops.sum(exponentials, axis=-1)
+            losses = ops.log(sums) + maximum[:, 0] - _at(logits, target)
+            d_logits = exponentials * (scale / sums)[:, None]
+            is_label = target[:, None] == classes[None, :]
+            d_logits = ops.cast(ops.where(is_label, d_logits - scale[:, None], d_logits), row.dtype)
+            d_row = ops.cast(ops.matmul(d_logits, kernel), dtype)
+            # The transpose of the small operand: that of the logits would be a pass over them.
+            return [losses, d_row], ops.cast(ops.matmul(ops.transpose(row), d_logits), dtype)
+
+        stacks = [ops.zeros_like(weights), ops.zeros(ops.shape(rows), dtype)]
+        total = ops.zeros(kernel.shape[::-1], dtype)
+        (losses, d_rows), d_kernel = accumulate_slices(
+            forward_backward, ops.shape(rows)[0], stacks, total
+        )
+        losses, d_hidden = merge_slices(losses, tokens), merge_slices(d_rows, tokens)
+
+        def grad(upstream: Any) -> tuple[Any, Any, Any]:
+            return (
+                ops.cast(upstream * d_hidden, hidden.dtype),
+                ops.cast(upstream * ops.transpose(d_kernel), kernel.dtype),
+                upstream * losses,
+            )
+
+        return ops.sum(weight * losses), grad
+
+    return weighted_sum
+
+
+def _flat(hidden: Any, kernel: Any, labels: Any) -> tuple[Any, Any, Any]:
+    """(tokens, hidden), (vocabulary, hidden) in the same dtype, (tokens,)."""
+    hidden = ops.convert_to_tensor(hidden)
+    kernel = ops.cast(kernel, hidden.dtype)
+    labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
+    return ops.reshape(hidden, (-1, kernel.shape[-1])), kernel, labels
+
+
+def _logits(rows: Any, kernel: Any) -> Any:
+    return ops.cast(ops.matmul(rows, ops.transpose(kernel)), state_dtype(rows))
+
+
+def _at(logits: Any, labels: Any) -> Any:
+    return ops.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]

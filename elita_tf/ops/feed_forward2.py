@@ -1,0 +1,90 @@
+"""The bilinear core of FeedForward2 (ELiTA): an outer product of two factors against one kernel."""
+
+from typing import Any
+
+from keras import ops
+
+from elita_tf.ops.slicing import (
+    accumulate_slices,
+    map_slices,
+    merge_slices,
+    slice_size,
+    split_slices,
+)
+
+
+def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
+    """y_d = sum_{i,r} first_i second_r kernel_{i,r,d}, without bias.
+
+    The (inner, rank) product of a token is never kept: forward and backward make it slice by
+    slice of the tokens.
+
+    Args:
+        first: (..., inner), already activated.
+        second: (..., rank), already activated.
+        kernel: (inner, rank, hidden).
+
+    Returns:
+        (..., hidden).
+
+    Example:
+
+    >>> import numpy as np
+    >>> from elita_tf import ops
+    >>> y = ops.feed_forward2(np.array([[1.0, 2.0]]), np.array([[3.0]]), np.ones((2, 1, 1)))
+    >>> float(y[0, 0])  # 1 * 3 + 2 * 3
+    9.0
+
+    Source: the elita-transformer repository, FeedForward2.
+    """
+    first, second, kernel = (ops.convert_to_tensor(x) for x in (first, second, kernel))
+    inner, rank, hidden = kernel.shape
+    outputs = _bilinear(
+        ops.reshape(first, (-1, inner)),
+        ops.reshape(second, (-1, rank)),
+        ops.reshape(kernel, (inner * rank, hidden)),
+    )
+    return ops.reshape(outputs, (*ops.shape(first)[:-1], hidden))
+
+
+@ops.custom_gradient
+def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
+    tokens, inner, rank = ops.shape(first)[0], first.shape[-1], second.shape[-1]
+    size = slice_size(tokens, inner * rank)
+    firsts, seconds = split_slices(first, size), split_slices(second, size)
+    num_slices = ops.shape(firsts)[0]
+
+    def factors(index: Any) -> tuple[Any, Any]:
+        first, second = (ops.take(x, index, axis=0) for x in (firsts, seconds))
+        return first[:, :, None], second[:, None, :]
+
+    def product(index: Any) -> Any:
+        first, second = factors(index)
+        return ops.reshape(first * second, (size, inner * rank))
+
+    outputs = map_slices(
+        lambda index: ops.matmul(product(index), matrix),
+        num_slices,
+        like=ops.zeros((size, matrix.shape[-1]), first.dtype),
+    )
+
+    def grad(d_outputs: Any) -> tuple[Any, Any, Any]:
+        d_slices = split_slices(d_outputs, size)
+
+        def backward(index: Any) -> tuple[list[Any], Any]:
+            first, second = factors(index)
+            d_slice = ops.take(d_slices, index, axis=0)
+            d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(matrix)), (size, inner, rank))
+            d_factors = [ops.sum(d_product * second, axis=2), ops.sum(d_product * first, axis=1)]
+            # The transpose of the small operand: that of the product would be a pass over it.
+            return d_factors, ops.matmul(ops.transpose(d_slice), product(index))
+
+        d_factors, d_matrix = accumulate_slices(
+            backward,
+            num_slices,
+            stacks=[ops.zeros_like(firsts), ops.zeros_like(seconds)],
+            total=ops.zeros_like(ops.transpose(matrix)),
+        )
+        return (*(merge_slices(x, tokens) for x in d_factors), ops.transpose(d_matrix))
+
+    return merge_slices(outputs, tokens), grad

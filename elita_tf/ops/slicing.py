@@ -1,0 +1,72 @@
+"""Tokens cut into slices whose intermediate products stay near the processor's caches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import ops
+
+# Elements of an intermediate product held at a time: 8 MiB of float32. A slice of fewer than 256
+# tokens would leave the matrix products thin.
+_ELEMENTS = 2**21
+_MIN_TOKENS = 256
+
+
+def slice_size(tokens: Any, elements_per_token: int) -> int:
+    """Tokens in a slice; no more than a static number of `tokens`."""
+    size = max(_MIN_TOKENS, _ELEMENTS // elements_per_token)
+    return min(size, max(tokens, 1)) if isinstance(tokens, int) else size
+
+
+def split_slices(x: Any, size: int) -> Any:
+    """(tokens, ...) to (slices, size, ...), the last slice filled up with zeros."""
+    num_slices = (ops.shape(x)[0] + size - 1) // size
+    padding = [[0, num_slices * size - ops.shape(x)[0]]] + [[0, 0]] * (len(x.shape) - 1)
+    return ops.reshape(ops.pad(x, padding), (num_slices, size, *x.shape[1:]))
+
+
+def merge_slices(x: Any, tokens: Any) -> Any:
+    """(slices, size, ...) back to (tokens, ...)."""
+    return ops.reshape(x, (-1, *x.shape[2:]))[:tokens]
+
+
+def map_slices(function: Callable[[Any], Any], num_slices: Any, like: Any) -> Any:
+    """`function(index)` of every slice, stacked; `like` has the shape and dtype of one result."""
+
+    def advance(_: Any, index: Any) -> tuple[Any, Any]:
+        result = function(index)
+        return result, result
+
+    return ops.scan(advance, like, ops.arange(num_slices))[1]
+
+
+def accumulate_slices(
+    function: Callable[[Any], tuple[Sequence[Any], Any]],
+    num_slices: Any,
+    stacks: Sequence[Any],
+    total: Any,
+) -> tuple[list[Any], Any]:
+    """Stack some results of every slice and sum another.
+
+    Args:
+        function: of the slice's index; returns what to put into each of `stacks` at that index,
+            and what to add to `total`.
+        num_slices: number of slices.
+        stacks: zeros of (slices, ...).
+        total: zeros.
+
+    Returns:
+        The filled `stacks` and the `total`.
+    """
+
+    def advance(index: Any, stacks: Sequence[Any], total: Any) -> tuple[Any, Any, Any]:
+        results, term = function(index)
+        stacks = [
+            ops.slice_update(stack, (index, *[0] * (len(stack.shape) - 1)), result[None])
+            for stack, result in zip(stacks, results, strict=True)
+        ]
+        return index + 1, stacks, total + term
+
+    _, stacks, total = ops.while_loop(
+        lambda index, *_: index < num_slices, advance, (0, list(stacks), total)
+    )
+    return stacks, total

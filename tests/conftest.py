@@ -1,0 +1,12 @@
+"""Settings of every test. The Keras backend is the environment's choice (KERAS_BACKEND)."""
+
+import os
+
+import hypothesis
+
+# Without it the JAX backend silently computes float64 tests in float32; JAX reads it at import.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+# A first example may compile for seconds, and a run must be repeatable.
+hypothesis.settings.register_profile("elita_tf", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("elita_tf")

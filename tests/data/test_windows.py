@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from elita_tf.data import (
+    evaluation_windows,
+    num_training_windows,
+    training_batch,
+    training_windows,
+)
+
+CONTEXT, BATCH = 4, 3
+IDS = np.arange(100, 100 + 41, dtype=np.uint16)  # 8 windows of 5 and one id over: 2 steps an epoch
+KEYWORDS = {"context_length": CONTEXT, "batch_size": BATCH, "seed": 7}
+
+
+def epoch(number, **changes):
+    return np.concatenate(
+        [training_batch(IDS, 2 * number + i, **{**KEYWORDS, **changes}) for i in range(2)]
+    )
+
+
+def test_an_epoch_takes_windows_once():
+    assert num_training_windows(IDS, CONTEXT) == 8
+    windows = epoch(0)
+    starts = sorted(windows[:, 0].tolist())
+    assert len(set(starts)) == 6
+    assert set(starts) <= set(range(100, 140, 5))
+    np.testing.assert_array_equal(windows, windows[:, :1] + np.arange(CONTEXT + 1))
+
+
+def test_order_depends_on_seed_and_epoch_and_nothing_else():
+    np.testing.assert_array_equal(epoch(3), epoch(3))
+    assert not np.array_equal(epoch(0), epoch(1))
+    assert not np.array_equal(epoch(0), epoch(0, seed=8))
+    assert not np.array_equal(epoch(0, seed=8), epoch(1, seed=7))
+
+
+def test_windows_left_over_come_in_other_epochs():
+    starts = {start for number in range(20) for start in epoch(number)[:, 0].tolist()}
+    assert starts == set(range(100, 140, 5))
+
+
+def test_training_dataset_is_the_batches_in_order():
+    dataset = training_windows(IDS, **KEYWORDS)
+    for step, (inputs, labels) in enumerate(dataset.take(5)):
+        windows = training_batch(IDS, step, **KEYWORDS)
+        np.testing.assert_array_equal(inputs["token_ids"], windows[:, :-1])
+        np.testing.assert_array_equal(labels, windows[:, 1:])
+    spec = tf.TensorSpec((BATCH, CONTEXT), tf.int32)
+    assert dataset.element_spec == ({"token_ids": spec}, spec)
+
+
+def test_training_dataset_goes_on_from_any_step():
+    _, expected = list(training_windows(IDS, **KEYWORDS).take(6))[5]
+    _, labels = next(iter(training_windows(IDS, **KEYWORDS, start_step=5)))
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_training_needs_one_batch():
+    with pytest.raises(ValueError, match="2 windows of 5, fewer than batch_size=3"):
+        training_windows(IDS[:14], **KEYWORDS)
+
+
+@pytest.mark.parametrize("length", [2, 5, 6, 12, 13, 14, 25, 26, 41])
+def test_evaluation_predicts_every_id_but_the_first_once(length):
+    ids = IDS[:length]
+    inputs, labels, weights = [], [], []
+    for features, label, weight in evaluation_windows(ids, context_length=4, batch_size=3):
+        assert label.shape == weight.shape == (3, 4)
+        kept = weight.numpy() == 1
+        inputs += features["token_ids"].numpy()[kept].tolist()
+        labels += label.numpy()[kept].tolist()
+        weights += weight.numpy().ravel().tolist()
+    assert inputs == ids[:-1].tolist()
+    assert labels == ids[1:].tolist()
+    assert set(weights) <= {0.0, 1.0}
+    assert len(weights) == -(-(length - 1) // 12) * 12
+
+
+def test_evaluation_has_static_shapes_and_a_known_number_of_batches():
+    dataset = evaluation_windows(IDS, context_length=4, batch_size=3)
+    ids = tf.TensorSpec((3, 4), tf.int32)
+    expected = ({"token_ids": ids}, ids, tf.TensorSpec((3, 4), tf.float32))
+    assert dataset.element_spec == expected
+    assert int(dataset.cardinality()) == 4
+
+
+def test_evaluation_needs_two_ids():
+    with pytest.raises(ValueError, match="at least two token ids; received 1"):
+        evaluation_windows(IDS[:1], context_length=4, batch_size=3)
+
+
+def test_a_dataset_outlives_the_names_that_made_it():
+    def make():
+        return training_windows(IDS.copy(), **KEYWORDS)
+
+    dataset = make()
+    assert len(list(dataset.take(3))) == 3

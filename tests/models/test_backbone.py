@@ -1,0 +1,157 @@
+"""The decoder: its wiring, its arguments and what its inputs may look like."""
+
+import keras
+import numpy as np
+import pytest
+
+from elita_tf import layers
+from elita_tf.models import ElitaBackbone, architectures
+from tests.helpers import randomized
+
+VOCABULARY, TIME = 23, 9
+ARGUMENTS = {
+    "vocabulary_size": VOCABULARY,
+    "num_layers": 2,
+    "hidden_dim": 12,
+    "num_heads": 3,
+    "context_length": 7,
+}
+MIXERS = ["attention2", "attention2_query", "gla", "softmax"]
+
+
+def token_ids(batch: int = 2, time: int = TIME) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY, (batch, time)).astype("int32")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    keras.utils.set_random_seed(0)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_later_tokens_do_not_reach_earlier_hidden_states(mixer: str) -> None:
+    backbone = randomized(ElitaBackbone(**ARGUMENTS, mixers=mixer))
+    ids = token_ids()
+    changed = ids.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % VOCABULARY
+    before = np.array(backbone({"token_ids": ids}))
+    after = np.array(backbone({"token_ids": changed}))
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert np.abs(before[:, 5:] - after[:, 5:]).max(axis=(0, 2)).min() > 0
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_padding_on_either_side_changes_nothing(mixer: str) -> None:
+    backbone = randomized(ElitaBackbone(**ARGUMENTS, mixers=mixer))
+    ids = token_ids(batch=1)
+    expected = np.array(backbone({"token_ids": ids}))
+    for before, after in ((4, 0), (0, 3)):
+        padded = np.pad(ids, ((0, 0), (before, after)), constant_values=1)
+        mask = np.pad(np.ones_like(ids, bool), ((0, 0), (before, after)))
+        outputs = np.array(backbone({"token_ids": padded, "padding_mask": mask}))
+        np.testing.assert_allclose(
+            outputs[:, before : before + TIME], expected, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_block_is_two_residual_lines() -> None:
+    arguments = {**ARGUMENTS, "num_layers": 1, "mixers": "gla", "feed_forward": "swiglu"}
+    backbone = randomized(ElitaBackbone(**arguments))
+    layer = backbone.get_layer
+    x = layer("token_embedding")(token_ids())
+    x = x + layer("block_0_gla")(layer("block_0_mixer_norm")(x))
+    x = x + layer("block_0_swiglu")(layer("block_0_feed_forward_norm")(x))
+    np.testing.assert_allclose(
+        np.array(backbone({"token_ids": token_ids()})), np.array(layer("final_norm")(x)), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("feed_forward", ["feed_forward2", "swiglu"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_blocks_start_as_the_identity(mixer: str, feed_forward: str) -> None:
+    backbone = ElitaBackbone(**ARGUMENTS, mixers=mixer, feed_forward=feed_forward)
+    embedded = backbone.token_embedding(token_ids())
+    np.testing.assert_array_equal(
+        np.array(backbone({"token_ids": token_ids()})), np.array(backbone.final_norm(embedded))
+    )
+
+
+def test_mixers_are_one_per_block() -> None:
+    backbone = ElitaBackbone(**{**ARGUMENTS, "num_layers": 3}, mixers=["gla", "softmax", "gla"])
+    kinds = [type(block["mixer"]) for block in backbone.blocks]
+    assert kinds == [
+        layers.GatedLinearAttention,
+        layers.CausalSelfAttention,
+        layers.GatedLinearAttention,
+    ]
+
+
+EFFECTS = {
+    "vocabulary_size": 29,
+    "num_layers": 3,
+    "hidden_dim": 18,
+    "num_heads": 2,
+    "mixers": "gla",
+    "feed_forward": "swiglu",
+    "normalization": "rms_norm",
+    "context_length": 5,
+    "tie_embeddings": False,
+}
+
+
+@pytest.mark.parametrize("argument", EFFECTS)
+def test_every_argument_has_an_effect(argument: str) -> None:
+    def fingerprint(**kwargs: object) -> list[np.ndarray]:
+        backbone = randomized(ElitaBackbone(**{**ARGUMENTS, **kwargs}))
+        return [*backbone.get_weights(), np.array(backbone({"token_ids": token_ids()}))]
+
+    one, other = fingerprint(), fingerprint(**{argument: EFFECTS[argument]})
+    assert len(one) != len(other) or any(
+        a.shape != b.shape or not np.array_equal(a, b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_dropout_acts_in_training_only() -> None:
+    backbone = ElitaBackbone(**ARGUMENTS, dropout=0.5)
+    inputs = {"token_ids": token_ids()}
+    inference = np.array(backbone(inputs))
+    np.testing.assert_array_equal(inference, np.array(backbone(inputs, training=False)))
+    assert not np.allclose(inference, np.array(backbone(inputs, training=True)))
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("mixers", "softmaxx", "softmaxx"),
+        ("mixers", ["gla"], "expected 2"),
+        ("feed_forward", "mlp", "swiglu"),
+        ("normalization", "batch", "rms_norm"),
+        ("num_layers", 0, "received 0"),
+        ("num_heads", 5, "12 features over 5 heads"),
+        ("context_length", 0, "received 0"),
+        ("hidden_dim", 0, "hidden_dim=0|output_dim=0"),
+        ("vocabulary_size", -3, "-3"),
+        ("dropout", 1.5, "1.5"),
+    ],
+)
+def test_bad_arguments_are_refused(argument: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ElitaBackbone(**{**ARGUMENTS, argument: value})
+
+
+@pytest.mark.parametrize("name", sorted(architectures))
+def test_architecture_has_at_most_300k_parameters(name: str) -> None:
+    backbone = ElitaBackbone(vocabulary_size=2048, **architectures[name])
+    assert 250_000 < backbone.count_params() <= 300_000
+    twin = ElitaBackbone.from_config(backbone.get_config())
+    assert [w.shape for w in twin.weights] == [w.shape for w in backbone.weights]
+
+
+def test_mixed_precision_keeps_states_in_float32() -> None:
+    backbone = ElitaBackbone(**ARGUMENTS, mixers=["attention2", "gla"], dtype="mixed_bfloat16")
+    hidden = backbone({"token_ids": token_ids()})
+    assert keras.backend.standardize_dtype(hidden.dtype) == "bfloat16"
+    for block in backbone.blocks:
+        state = block["mixer"].get_initial_state(2)
+        dtypes = {keras.backend.standardize_dtype(leaf.dtype) for leaf in state.values()}
+        assert dtypes <= {"float32", "int32"}

@@ -1,0 +1,139 @@
+"""The language model: its loss, training, evaluation and saving."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from tests.helpers import randomized
+
+VOCABULARY, BATCH, TIME = 23, 4, 9
+
+
+def small_model(name: str = "elita_query", **kwargs: Any) -> ElitaCausalLM:
+    sizes = {"hidden_dim": 16, "context_length": TIME, "vocabulary_size": VOCABULARY}
+    return ElitaCausalLM(ElitaBackbone(**{**architectures[name], **sizes, **kwargs}))
+
+
+def windows() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, VOCABULARY, (BATCH, TIME + 1)).astype("int32")
+    return {"token_ids": ids[:, :-1]}, ids[:, 1:], rng.random((BATCH, TIME)).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    keras.utils.set_random_seed(0)
+
+
+def materialised_loss() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    )
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_loss_equals_that_of_the_logits(tie_embeddings: bool, weighted: bool) -> None:
+    model = randomized(small_model(tie_embeddings=tie_embeddings), scale=0.2)
+    x, y, weights = windows()
+    sample_weight = weights if weighted else None
+    expected = float(materialised_loss()(y, model(x), sample_weight))
+    fused = model.evaluate(x, y, sample_weight=sample_weight, verbose=0)
+    model.compile(loss=materialised_loss())
+    materialised = model.evaluate(x, y, sample_weight=sample_weight, verbose=0)
+    assert fused == pytest.approx(expected, abs=1e-5)
+    assert materialised == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_one_step_trains_as_with_the_logits(tie_embeddings: bool) -> None:
+    x, y, weights = windows()
+    after = []
+    for loss in ("auto", materialised_loss()):
+        model = randomized(small_model(tie_embeddings=tie_embeddings), scale=0.2)
+        model.compile(keras.optimizers.SGD(0.1), loss=loss)
+        model.fit(x, y, sample_weight=weights, verbose=0)
+        after.append(model.get_weights())
+    for fused, materialised in zip(*after, strict=True):
+        np.testing.assert_allclose(fused, materialised, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(architectures))
+def test_overfits_one_batch(name: str) -> None:
+    model = small_model(name)
+    model.compile(keras.optimizers.Adam(1e-2))
+    x, y, _ = windows()
+    first = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, batch_size=BATCH, epochs=150, verbose=0)
+    assert first == pytest.approx(np.log(VOCABULARY), abs=0.3)
+    assert model.evaluate(x, y, verbose=0) < 0.05
+
+
+def test_every_variable_is_trained() -> None:
+    model = randomized(small_model("hybrid"), scale=0.2)
+    # Weight decay is off, so only a gradient moves a variable.
+    model.compile(keras.optimizers.SGD(1.0))
+    before = [np.array(v) for v in model.trainable_variables]
+    x, y, _ = windows()
+    model.fit(x, y, verbose=0)
+    still = [
+        v.path
+        for v, b in zip(model.trainable_variables, before, strict=True)
+        if np.array_equal(np.array(v), b)
+    ]
+    assert still == []
+
+
+def test_token_losses_are_those_of_the_logits() -> None:
+    model = randomized(small_model("gla"), scale=0.2)
+    x, y, _ = windows()
+    logits = np.array(model(x), "float64")
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_probabilities, y[..., None], -1)[..., 0]
+    np.testing.assert_allclose(np.array(model.token_losses(x["token_ids"], y)), expected, atol=1e-5)
+
+
+def test_published_optimizer_is_the_default() -> None:
+    optimizer = small_model().optimizer
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 99, 9_999)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4], rel=1e-6)
+    assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.99)
+
+
+def test_saved_model_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    x, y, _ = windows()
+    model = small_model()
+    model.fit(x, y, verbose=0, epochs=3)
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(np.array(reloaded(x)), np.array(model(x)))
+    model.fit(x, y, verbose=0)
+    reloaded.fit(x, y, verbose=0)
+    for continued, resumed in zip(model.get_weights(), reloaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(continued, resumed)
+
+
+def test_loss_under_mixed_precision_is_near_float32() -> None:
+    x, y, weights = windows()
+    losses = []
+    for dtype in ("float32", "mixed_bfloat16"):
+        model = randomized(small_model("gla", dtype=dtype), scale=0.2)
+        losses.append(model.evaluate(x, y, sample_weight=weights, verbose=0))
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert losses[1] != losses[0]
+
+
+def test_regularization_joins_the_loss() -> None:
+    x, y, _ = windows()
+    model = randomized(small_model(), scale=0.2)
+    plain = model.evaluate(x, y, verbose=0)
+    kernel = model.backbone.blocks[0]["mixer"].output_projection
+    kernel.kernel.regularizer = keras.regularizers.L2(0.5)
+    penalty = 0.5 * float(np.sum(np.square(np.array(kernel.kernel))))
+    model.compile()
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(plain + penalty, rel=1e-5)

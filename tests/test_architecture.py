@@ -1,0 +1,173 @@
+"""The house rules: who imports whom, how long things may be, what is public."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("benchmarks", "elita_tf", "tests", "training")
+MAX_FILE_LINES = 250
+MAX_FUNCTION_LINES = 45
+MAX_CONSTRUCTOR_ARGUMENTS = 8
+# The backbone is flat, as KerasHub's are: arguments, layers, model and config in one constructor.
+FLAT = ("elita_tf/models/backbone.py", "__init__")
+
+# What each part of the package may import of the package itself, and of others' packages.
+PARTS = {
+    "__init__": ({"layers", "ops"}, set()),
+    "ops": ({"ops"}, {"keras"}),
+    "layers": ({"layers", "ops"}, {"keras"}),
+    "models": ({"layers", "models", "ops", "schedules"}, {"keras", "keras_hub"}),
+    "schedules": (set(), {"keras"}),
+    "callbacks": (set(), {"keras", "matplotlib", "numpy"}),
+    "data": (
+        {"data"},
+        {"huggingface_hub", "keras_hub", "numpy", "pyarrow", "sentencepiece", "tensorflow"},
+    ),
+}
+EXCEPTIONS = {"models/export.py": {"tensorflow"}}
+
+PUBLIC = {
+    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "schedules"},
+    "elita_tf.ops": {
+        "Attention2State",
+        "attention2",
+        "attention2_empty_state",
+        "attention2_recurrent",
+        "attention2_step",
+        "feed_forward2",
+        "gated_linear_attention",
+        "gated_linear_attention_recurrent",
+        "gated_linear_attention_step",
+        "linear_cross_entropy",
+        "token_cross_entropy",
+    },
+    "elita_tf.layers": {
+        "Attention2",
+        "CausalSelfAttention",
+        "FeedForward2",
+        "GatedFeedForward",
+        "GatedLinearAttention",
+        "Streaming",
+    },
+    "elita_tf.models": {"ElitaBackbone", "ElitaCausalLM", "architectures"},
+    "elita_tf.data": {
+        "SPLITS",
+        "Corpus",
+        "GPT2Tokenizer",
+        "SentencePieceTokenizer",
+        "Split",
+        "Tokenizer",
+        "encode_split",
+        "evaluation_windows",
+        "load_corpus",
+        "load_tokenizer",
+        "make_tokenizer",
+        "num_training_windows",
+        "train_sentencepiece",
+        "training_batch",
+        "training_windows",
+        "unigram_entropy",
+    },
+}
+
+FILES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+TREES = {name: ast.parse(text) for name, text in FILES.items()}
+LIBRARY = [name for name in FILES if name.startswith("elita_tf/")]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def imported_modules(tree: ast.AST) -> Iterator[str]:
+    """The absolute names in a file's import statements, those inside functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def code_lines(function: ast.FunctionDef) -> int:
+    """Lines from `def` to the end, without the docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        lines -= docstring.end_lineno - docstring.lineno + 1
+    return lines
+
+
+def arguments(function: ast.FunctionDef) -> list[ast.arg]:
+    """Everything a caller may pass; not `self`, `cls`."""
+    every = function.args
+    named = [*every.posonlyargs, *every.args, *every.kwonlyargs]
+    starred = [argument for argument in (every.vararg, every.kwarg) if argument]
+    return [argument for argument in named + starred if argument.arg not in ("self", "cls")]
+
+
+def public_functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
+    """Public functions, and the constructors and public methods of public classes."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body)
+        elif isinstance(node, FUNCTIONS) and (
+            not node.name.startswith("_") or node.name == "__init__"
+        ):
+            yield node
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_imports_run_one_way(name):
+    inner = name.removeprefix("elita_tf/")
+    own, others = PARTS[inner.split("/")[0].removesuffix(".py")]
+    others = others | EXCEPTIONS.get(inner, set())
+    for module in imported_modules(TREES[name]):
+        package, *rest = module.split(".")
+        if package == "elita_tf":
+            assert not rest or rest[0] in own, f"{name} imports {module}"
+        else:
+            assert package in others | sys.stdlib_module_names, f"{name} imports {module}"
+            assert rest[:1] != ["src"], f"{name} imports {module}, which is private"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sizes(name):
+    assert len(FILES[name].splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, FUNCTIONS) and (name, node.name) != FLAT:
+            lines = code_lines(node)
+            assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_public_code_is_annotated(name):
+    for function in public_functions(TREES[name].body):
+        bare = [argument.arg for argument in arguments(function) if argument.annotation is None]
+        assert not bare, f"{function.name} leaves {bare} without annotation"
+        assert function.returns is not None, f"{function.name} has no return annotation"
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_constructors_are_small(name):
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ClassDef) and node.name != "ElitaBackbone":
+            for function in public_functions(node.body):
+                if function.name == "__init__":
+                    named = [a for a in arguments(function) if a is not function.args.kwarg]
+                    assert len(named) <= MAX_CONSTRUCTOR_ARGUMENTS, node.name
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_surface(name):
+    module = import_module(name)
+    assert set(module.__all__) == PUBLIC[name]
+    assert PUBLIC[name] <= set(dir(module))
+    assert all(getattr(module, public) is not None for public in PUBLIC[name])

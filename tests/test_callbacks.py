@@ -1,0 +1,116 @@
+import keras
+import numpy as np
+import pytest
+
+from elita_tf import callbacks
+from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog
+
+
+class Clock:
+    """A clock that every step of the model moves on by a second."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Tick(keras.callbacks.Callback):
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.clock.now += 1.0
+
+    def on_test_begin(self, logs=None):
+        self.clock.now += 100.0
+
+
+class Record(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.steps, self.epochs = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(dict(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(dict(logs))
+
+
+@pytest.fixture
+def model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.125), "mse")
+    return model
+
+
+def fit(model, *extra, epochs=3, validation=True):
+    data = np.ones((8, 2)), np.ones((8, 1))
+    return model.fit(
+        *data,
+        batch_size=2,
+        epochs=epochs,
+        validation_data=data if validation else None,
+        callbacks=list(extra),
+        verbose=0,
+    )
+
+
+def test_training_log_counts_steps_speed_and_stops(model, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(callbacks.time, "perf_counter", clock)
+    log, record = TrainingLog(tokens_per_step=30, num_steps=10), Record()
+    fit(model, Tick(clock), log, record, epochs=5)
+    assert log.step == len(record.steps) == 10
+    assert [logs["step"] for logs in record.epochs] == [4, 8, 10]
+    assert record.steps[0]["tokens_per_second"] == 0
+    assert all(logs["tokens_per_second"] == 30 for logs in record.steps[1:])
+    assert log.tokens_per_second == 30
+    assert record.epochs[0]["learning_rate"] == 0.125
+
+
+def test_no_speed_before_the_second_step():
+    assert TrainingLog(30, 10).tokens_per_second is None
+
+
+def test_keep_weights_keeps_the_best_and_the_last(model, tmp_path):
+    keep = KeepWeights(tmp_path)
+    keep.set_model(model)
+    kernels = []
+    keep.on_train_begin()
+    assert keep.last.is_file()
+    assert not keep.best.exists()
+    for epoch, loss in enumerate([3.0, 1.0, 2.0]):
+        model.set_weights([np.full((2, 1), float(epoch)), np.zeros(1)])
+        kernels.append(model.get_weights()[0])
+        keep.on_epoch_end(epoch, {"val_loss": loss})
+    assert keep.best_loss == 1.0
+    for path, kernel in ((keep.best, kernels[1]), (keep.last, kernels[2])):
+        model.load_weights(path)
+        np.testing.assert_array_equal(model.get_weights()[0], kernel)
+    assert {path.name for path in tmp_path.iterdir()} == {"best.weights.h5", "last.weights.h5"}
+
+
+def test_without_validation_there_is_no_best(model, tmp_path):
+    keep = KeepWeights(tmp_path)
+    fit(model, keep, validation=False)
+    assert keep.last.is_file()
+    assert not keep.best.exists()
+
+
+def test_loss_plot_draws_both_curves_against_steps(model, tmp_path):
+    plot = LossPlot(tmp_path / "loss.png", "a run", reference=("entropy", 0.5))
+    fit(model, TrainingLog(1, 100), plot)
+    assert [step for step, _ in plot.points["loss"]] == [4, 8, 12]
+    assert [step for step, _ in plot.points["val_loss"]] == [4, 8, 12]
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+    figure = plot.figure()
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "loss (nats per token)"
+    assert axes.get_xlabel() == "optimizer step"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["training (mean since the last point)", "validation", "entropy"]
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), plot.points["val_loss"])

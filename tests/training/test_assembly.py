@@ -1,0 +1,72 @@
+import keras
+import numpy as np
+import pytest
+from assembly import assemble, build_model, build_optimizer, build_schedule, validation_windows
+from recipe import load_recipe
+
+
+def rates(recipe, steps):
+    schedule = build_schedule(recipe)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_warm_up_then_cosine():
+    recipe = load_recipe("gla-gpt2-wikitext2", ["steps=300", "warmup_steps=100"])
+    middle = (3e-4 + 3e-5) / 2
+    expected = [0.0, 1.5e-4, 3e-4, middle, 3e-5, 3e-5]
+    assert rates(recipe, [0, 50, 100, 200, 300, 400]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cosine_without_warm_up_starts_at_the_peak(tiny_recipe):
+    recipe = load_recipe(str(tiny_recipe), ["schedule=cosine", "steps=10", "learning_rate=0.5"])
+    assert rates(recipe, [0, 5, 10]) == pytest.approx([0.5, 0.25, 0.0], abs=1e-6)
+
+
+def test_the_published_schedule_and_a_constant(tiny_recipe):
+    assert rates(load_recipe("elita-wikitext2"), [0, 99, 399]) == pytest.approx([1e-3, 1e-3, 5e-4])
+    assert build_schedule(load_recipe(str(tiny_recipe), ["schedule=constant"])) == 1e-2
+
+
+def test_the_optimizer_is_adamw_only_with_weight_decay():
+    adamw = build_optimizer(load_recipe("gla-gpt2-wikitext2"))
+    assert isinstance(adamw, keras.optimizers.AdamW)
+    assert (adamw.weight_decay, adamw.global_clipnorm) == (0.01, 1.0)
+    adam = build_optimizer(load_recipe("elita-wikitext2"))
+    assert not isinstance(adam, keras.optimizers.AdamW)
+    assert (adam.beta_1, adam.beta_2, adam.global_clipnorm) == (0.9, 0.99, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["elita-wikitext2", "gla-wikitext2", "transformer-wikitext2", "quickstart"]
+)
+def test_small_recipes_have_at_most_300k_parameters(name):
+    recipe = load_recipe(name)
+    assert 200_000 < build_model(recipe, recipe.vocabulary_size).count_params() <= 300_000
+
+
+def test_the_recipe_replaces_the_arguments_of_its_architecture(tiny_recipe):
+    overrides = ["dropout=0.25", "num_layers=2", "num_heads=4"]
+    model = build_model(load_recipe(str(tiny_recipe), overrides), 50)
+    config = model.backbone.get_config()
+    assert (config["dropout"], config["num_layers"], config["num_heads"]) == (0.25, 2, 4)
+    assert (config["hidden_dim"], config["context_length"]) == (8, 16)
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_assemble_compiles_as_the_recipe_says(tiny_recipe, jit_compile):
+    recipe = load_recipe(str(tiny_recipe), [f"jit_compile={str(jit_compile).lower()}"])
+    parts = assemble(recipe, None)
+    assert parts.model.jit_compile is jit_compile
+    assert isinstance(parts.model.optimizer, keras.optimizers.Adam)
+    inputs, labels = next(iter(parts.training))
+    np.testing.assert_array_equal(inputs["token_ids"][:, 1:], labels[:, :-1])
+    held_out = b"".join(parts.corpus["valid"].byte_lines()).decode()
+    np.testing.assert_array_equal(parts.valid_ids, parts.tokenizer.encode(held_out))
+
+
+@pytest.mark.parametrize(("length", "batches"), [(1000, 2), (129, 2), (128, 1), (65, 1), (20, 1)])
+def test_validation_takes_full_batches_of_64_labels_at_most_two(tiny_recipe, length, batches):
+    windows = list(validation_windows(load_recipe(str(tiny_recipe)), np.arange(length)))
+    assert len(windows) == batches
+    total = sum(float(np.sum(weight)) for _, _, weight in windows)
+    assert total == min(64 * batches, length - 1)

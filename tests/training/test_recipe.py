@@ -1,0 +1,73 @@
+import pytest
+from recipe import FOLDER, Recipe, load_recipe
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def test_the_named_recipes_load():
+    assert NAMES == [
+        "elita-wikitext2",
+        "gla-gpt2-wikitext2",
+        "gla-wikitext2",
+        "quickstart",
+        "transformer-wikitext2",
+    ]
+    assert all(isinstance(load_recipe(name), Recipe) for name in NAMES)
+
+
+def test_the_published_setting():
+    recipe = load_recipe("elita-wikitext2")
+    assert (recipe.num_layers, recipe.hidden_dim, recipe.num_heads) == (3, 64, 8)
+    assert (recipe.context_length, recipe.batch_size, recipe.vocabulary_size) == (256, 128, 2048)
+    assert (recipe.learning_rate, recipe.inverse_sqrt_scale) == (1e-3, 1e-2)
+    assert (recipe.beta_1, recipe.beta_2, recipe.tokenizer) == (0.9, 0.99, "sentencepiece-default")
+
+
+def test_overrides_are_read_as_toml_and_strings_need_no_quotes(tiny_recipe):
+    recipe = load_recipe(
+        str(tiny_recipe),
+        ["steps=450", "seed = 1", "learning_rate=1", "jit_compile=true", "architecture=gla"],
+    )
+    assert (recipe.steps, recipe.seed, recipe.learning_rate) == (450, 1, 1)
+    assert recipe.jit_compile is True
+    assert recipe.architecture == "gla"
+    assert load_recipe(str(tiny_recipe), ['corpus="text:a b"']).corpus == "text:a b"
+
+
+def test_the_resolved_recipe_reads_back(tiny_recipe, tmp_path):
+    recipe = load_recipe(str(tiny_recipe), ["corpus=text:/a \\ é", "learning_rate=3e-05"])
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepz=3", "Unknown key stepz: expected corpus, tokenizer, .*jit_compile"),
+        ("steps=2.5", "steps = 2.5: expected an integer, at least 1"),
+        ("steps=0", "steps = 0: expected an integer, at least 1"),
+        ("steps=true", "steps = true: expected an integer, at least 1"),
+        ("seed=-1", "seed = -1: expected an integer, at least 0"),
+        ("dropout=none", 'dropout = "none": expected a number, at least 0'),
+        ("corpus=3", "corpus = 3: expected a string"),
+        ("architecture=rnn", 'architecture = "rnn": expected "elita" or "elita_query" or'),
+        ("jit_compile=maybe", 'jit_compile = "maybe": expected true or false or "auto"'),
+        ("steps", "--set 'steps': expected key=value"),
+    ],
+)
+def test_a_wrong_value_stops_with_what_is_allowed(tiny_recipe, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(str(tiny_recipe), [override])
+
+
+def test_a_missing_key_and_broken_toml_and_a_missing_file(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('corpus = "pydoc"\n')
+    with pytest.raises(ValueError, match="Missing key tokenizer, architecture, num_layers"):
+        load_recipe(str(path))
+    path.write_text("corpus = \n")
+    with pytest.raises(ValueError, match=r"recipe\.toml is not valid TOML"):
+        load_recipe(str(path))
+    with pytest.raises(FileNotFoundError, match="'nothing'.*one of elita-wikitext2, .*quickstart"):
+        load_recipe("nothing")

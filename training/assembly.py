@@ -1,0 +1,116 @@
+"""From a recipe to its data, its model and its optimizer."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from recipe import Recipe
+
+from elita_tf.data import (
+    Corpus,
+    Tokenizer,
+    encode_split,
+    evaluation_windows,
+    load_corpus,
+    make_tokenizer,
+    training_windows,
+)
+from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from elita_tf.schedules import CappedInverseSqrt
+
+
+class Parts(NamedTuple):
+    """What a recipe names, ready for `fit`: the model is compiled."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    train_ids: np.ndarray
+    valid_ids: np.ndarray
+    training: tf.data.Dataset
+    validation: tf.data.Dataset
+    model: ElitaCausalLM
+
+
+def assemble(recipe: Recipe, data_dir: Path | None) -> Parts:
+    """Finds the corpus, trains the tokenizer on its training split, makes windows and model.
+
+    Raises:
+        ValueError, OSError, ImportError: for what a recipe or a folder can have wrong.
+    """
+    keras.utils.set_random_seed(recipe.seed)
+    corpus = load_corpus(recipe.corpus, data_dir)
+    tokenizer = make_tokenizer(
+        recipe.tokenizer,
+        corpus["train"],
+        vocabulary_size=recipe.vocabulary_size,
+        folder=recipe.tokenizer_folder or None,
+    )
+    train_ids, valid_ids = (encode_split(tokenizer, corpus[split]) for split in ("train", "valid"))
+    training = training_windows(
+        train_ids,
+        context_length=recipe.context_length,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+    )
+    validation = validation_windows(recipe, valid_ids)
+    model = build_model(recipe, tokenizer.vocabulary_size)
+    model.compile(build_optimizer(recipe), jit_compile=recipe.jit_compile)
+    return Parts(corpus, tokenizer, train_ids, valid_ids, training, validation, model)
+
+
+def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
+    """The model with fresh weights, not compiled."""
+    overridden = {
+        "num_layers": recipe.num_layers,
+        "hidden_dim": recipe.hidden_dim,
+        "num_heads": recipe.num_heads,
+        "context_length": recipe.context_length,
+        "dropout": recipe.dropout,
+    }
+    arguments = {**architectures[recipe.architecture], **overridden}
+    backbone = ElitaBackbone(vocabulary_size=vocabulary_size, **arguments)
+    return ElitaCausalLM(backbone, compile=False)
+
+
+def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
+    """Adam, or AdamW with weight decay, on the recipe's schedule."""
+    arguments = {
+        "learning_rate": build_schedule(recipe),
+        "beta_1": recipe.beta_1,
+        "beta_2": recipe.beta_2,
+        "global_clipnorm": recipe.clip_norm or None,
+    }
+    if recipe.weight_decay:
+        return keras.optimizers.AdamW(weight_decay=recipe.weight_decay, **arguments)
+    return keras.optimizers.Adam(**arguments)
+
+
+def build_schedule(recipe: Recipe) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate: constant, capped inverse square root, or (warm-up and) cosine."""
+    peak = recipe.learning_rate
+    if recipe.schedule == "constant":
+        return peak
+    if recipe.schedule == "capped_inverse_sqrt":
+        return CappedInverseSqrt(peak, recipe.inverse_sqrt_scale)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if recipe.warmup_steps else peak,
+        decay_steps=max(recipe.steps - recipe.warmup_steps, 1),
+        alpha=recipe.final_learning_rate / peak,
+        warmup_target=peak if recipe.warmup_steps else None,
+        warmup_steps=recipe.warmup_steps,
+    )
+
+
+def validation_windows(recipe: Recipe, token_ids: np.ndarray) -> tf.data.Dataset:
+    """The first `validation_batches` batches of evaluation windows that are full.
+
+    Keras averages batches alike, so that a partly filled one would count too much; a split of
+    less than one batch is that batch.
+    """
+    windows = evaluation_windows(
+        token_ids, context_length=recipe.context_length, batch_size=recipe.batch_size
+    )
+    full = (len(token_ids) - 1) // (recipe.batch_size * recipe.context_length)
+    return windows.take(min(recipe.validation_batches, max(full, 1)))

@@ -1,0 +1,119 @@
+"""Evaluates a trained run on a split: python training/evaluate.py --run_dir runs/quickstart."""
+
+import argparse
+import json
+import logging
+import math
+from pathlib import Path
+
+import keras
+import numpy as np
+import run_folder
+import tensorflow as tf
+from assembly import build_model
+from recipe import load_recipe
+
+from elita_tf.callbacks import KeepWeights
+from elita_tf.data import (
+    SPLITS,
+    Split,
+    encode_split,
+    evaluation_windows,
+    load_corpus,
+    load_tokenizer,
+)
+from elita_tf.models import ElitaCausalLM
+
+
+def losses_by_position(
+    model: ElitaCausalLM, token_ids: np.ndarray, context_length: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the losses (nats) and number of labels at every position of a window, float64.
+
+    Every id but the first is a label once.
+    """
+    token_losses = model.token_losses
+    if keras.backend.backend() == "tensorflow":
+        token_losses = tf.function(token_losses)
+    sums, counts = np.zeros(context_length), np.zeros(context_length)
+    for inputs, labels, weights in evaluation_windows(
+        token_ids, context_length=context_length, batch_size=batch_size
+    ):
+        losses = keras.ops.convert_to_numpy(token_losses(inputs["token_ids"], labels))
+        sums += np.sum(losses * weights.numpy(), axis=0, dtype=np.float64)
+        counts += np.sum(weights.numpy(), axis=0, dtype=np.float64)
+    return sums, counts
+
+
+def report(split: Split, sums: np.ndarray, counts: np.ndarray) -> dict[str, object]:
+    """The figures of an evaluation: token-weighted loss and what follows from its total."""
+    total, tokens = float(sums.sum()), int(counts.sum())
+    words, num_bytes = split.count_words(), split.num_bytes
+    return {
+        "loss": total / tokens,
+        "perplexity": _exp(total / tokens),
+        "word_perplexity": _exp(total / words),
+        "bits_per_byte": total / math.log(2) / num_bytes,
+        "tokens": tokens,
+        "words": words,
+        "bytes": num_bytes,
+        "loss_by_position": bucket_losses(sums, counts),
+    }
+
+
+def _exp(loss: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
+
+
+def bucket_losses(sums: np.ndarray, counts: np.ndarray) -> list[dict[str, float]]:
+    """Mean loss of the positions [0, 1), [1, 2), [2, 4), [4, 8) and so on, where there are any."""
+    edges = [0, *(2**power for power in range(len(sums).bit_length()))]
+    buckets = []
+    for start, stop in zip(edges, [*edges[1:], len(sums)], strict=True):
+        tokens = counts[start:stop].sum()
+        if tokens:
+            loss = sums[start:stop].sum() / tokens
+            buckets.append({"start": start, "stop": min(stop, len(sums)), "loss": float(loss)})
+    return buckets
+
+
+def evaluate_run(
+    run_dir: Path, data_dir: Path | None, split: str, context_length: int | None
+) -> dict[str, object]:
+    """Evaluates the best weights of a run, or the last ones of a run without validation."""
+    recipe = load_recipe(str(run_dir / "recipe.toml"))
+    tokenizer = load_tokenizer(run_dir / "tokenizer")
+    text = load_corpus(recipe.corpus, data_dir)[split]
+    model = build_model(recipe, tokenizer.vocabulary_size)
+    weights = KeepWeights(run_dir).best_so_far
+    model.load_weights(weights)
+    context_length = context_length or recipe.context_length
+    # As many tokens a batch as in training, so that the memory needed stays about the same.
+    batch_size = max(1, recipe.batch_size * recipe.context_length // context_length)
+    token_ids = encode_split(tokenizer, text)
+    figures = report(text, *losses_by_position(model, token_ids, context_length, batch_size))
+    return {**figures, "split": split, "context": context_length, "weights": weights.name}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line, evaluates, prints and writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run_dir", type=Path, required=True, help="folder that train.py wrote")
+    parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--context", type=int, help="window length; default: the recipe's")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.context is not None and options.context < 1:
+        parser.error(f"--context {options.context}: expected at least 1")
+    try:
+        figures = evaluate_run(options.run_dir, options.data_dir, options.split, options.context)
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(str(error))
+    run_folder.write_json(options.run_dir / f"evaluation-{options.split}.json", figures)
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

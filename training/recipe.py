@@ -1,0 +1,149 @@
+"""Recipes: flat TOML files whose keys are the fields of `Recipe`."""
+
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from elita_tf.data import tokenizers
+from elita_tf.models import architectures
+
+FOLDER = Path(__file__).parent / "recipes"
+SCHEDULES = ("constant", "capped_inverse_sqrt", "cosine")
+_NOUNS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+class AtLeast(NamedTuple):
+    """The smallest value of a number."""
+
+    minimum: float
+
+
+class OneOf(NamedTuple):
+    """The values of a string."""
+
+    choices: tuple[str, ...]
+
+
+Positive = Annotated[int, AtLeast(1)]
+NotNegative = Annotated[int, AtLeast(0)]
+Amount = Annotated[float, AtLeast(0)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run; a field without a default must be given."""
+
+    # The data: see elita_tf.data.load_corpus and make_tokenizer.
+    corpus: str
+    tokenizer: Annotated[str, OneOf(tokenizers.KINDS)]
+    # The model: an entry of elita_tf.models.architectures, and what replaces its arguments.
+    architecture: Annotated[str, OneOf(tuple(architectures))]
+    num_layers: Positive
+    hidden_dim: Positive
+    num_heads: Positive
+    context_length: Positive
+    # The run: windows a step, optimizer steps, steps between validations, batches of each.
+    batch_size: Positive
+    steps: Positive
+    validation_interval: Positive
+    validation_batches: Positive
+    # Adam, or AdamW when weight_decay is above 0.
+    schedule: Annotated[str, OneOf(SCHEDULES)]
+    learning_rate: Amount
+    beta_1: Amount = 0.9
+    beta_2: Amount = 0.999
+    weight_decay: Amount = 0.0
+    clip_norm: Amount = 0.0  # norm of the whole gradient; 0 does not clip
+    inverse_sqrt_scale: Amount = 0.01  # for capped_inverse_sqrt
+    warmup_steps: NotNegative = 0  # for cosine
+    final_learning_rate: Amount = 0.0  # for cosine
+    vocabulary_size: Positive = 2048  # for the SentencePiece tokenizers
+    tokenizer_folder: str = ""  # for gpt2: holds vocab.json and merges.txt; "" downloads them
+    dropout: Amount = 0.0
+    seed: NotNegative = 0
+    jit_compile: bool | Annotated[str, OneOf(("auto",))] = "auto"
+
+    def to_toml(self) -> str:
+        """The recipe as a TOML file that `load_recipe` reads."""
+        lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in asdict(self).items())
+        return "".join(lines)
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a recipe and checks it.
+
+    Args:
+        name: a file in `training/recipes` without its `.toml`, or a path.
+        overrides: `key=value`, the value written as in TOML; quotes of strings may be left out.
+
+    Raises:
+        FileNotFoundError: when there is no such recipe; the message lists those there are.
+        ValueError: for broken TOML, an unknown or missing key or a wrong value; the message says
+            what is allowed.
+    """
+    path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
+        raise FileNotFoundError(f"No recipe {name!r}: expected a file, or one of {known}.")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+    return _checked({**values, **dict(map(_parse_override, overrides))})
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not (key and equals):
+        raise ValueError(f"--set {text!r}: expected key=value.")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def _checked(values: dict[str, Any]) -> Recipe:
+    annotations = typing.get_type_hints(Recipe, include_extras=True)
+    unknown = sorted(set(values) - set(annotations))
+    if unknown:
+        raise ValueError(f"Unknown key {', '.join(unknown)}: expected {', '.join(annotations)}.")
+    required = [field.name for field in fields(Recipe) if field.default is MISSING]
+    missing = [key for key in required if key not in values]
+    if missing:
+        raise ValueError(f"Missing key {', '.join(missing)}: every recipe needs it.")
+    for key, value in values.items():
+        if not _accepts(annotations[key], value):
+            expected = _describe(annotations[key])
+            raise ValueError(f"{key} = {json.dumps(value, default=str)}: expected {expected}.")
+    return Recipe(**values)
+
+
+def _accepts(annotation: Any, value: Any) -> bool:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return any(_accepts(member, value) for member in typing.get_args(annotation))
+    if typing.get_origin(annotation) is not Annotated:
+        return type(value) is annotation or (annotation is float and type(value) is int)
+    kind, constraint = typing.get_args(annotation)
+    if not _accepts(kind, value):
+        return False
+    if isinstance(constraint, OneOf):
+        return value in constraint.choices
+    return value >= constraint.minimum
+
+
+def _describe(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Annotated:
+        kind, constraint = typing.get_args(annotation)
+        if isinstance(constraint, OneOf):
+            return " or ".join(f'"{choice}"' for choice in constraint.choices)
+        return f"{_NOUNS[kind]}, at least {constraint.minimum}"
+    if annotation in _NOUNS:
+        return _NOUNS[annotation]
+    return " or ".join(map(_describe, typing.get_args(annotation)))

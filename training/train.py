@@ -1,0 +1,93 @@
+"""Trains a recipe: python training/train.py --recipe quickstart."""
+
+import argparse
+import itertools
+import logging
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import run_folder
+from assembly import Parts, assemble
+from evaluate import losses_by_position, report
+from recipe import Recipe, load_recipe
+
+from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog
+from elita_tf.data import unigram_entropy
+
+
+def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
+    """Trains and writes the run folder; returns the content of its `summary.json`."""
+    started = time.perf_counter()
+    model = parts.model
+    entropy = unigram_entropy(parts.valid_ids, parts.tokenizer.vocabulary_size)
+    run_folder.prepare(run_dir, recipe, parts.tokenizer)
+    log = TrainingLog(recipe.batch_size * recipe.context_length, recipe.steps)
+    weights = KeepWeights(run_dir)
+    history = keras.callbacks.CSVLogger(run_dir / "metrics.csv")
+    reference = ("unigram entropy of the validation text", entropy)
+    plot = LossPlot(run_dir / "loss.png", f"{run_dir.name} ({recipe.corpus})", reference)
+    figures: dict[str, Any] = {}
+    try:
+        # An epoch of Keras is the steps between two validations.
+        model.fit(
+            parts.training,
+            validation_data=parts.validation,
+            steps_per_epoch=min(recipe.validation_interval, recipe.steps),
+            epochs=math.ceil(recipe.steps / recipe.validation_interval),
+            callbacks=[log, weights, history, plot, keras.callbacks.TerminateOnNaN()],
+            shuffle=False,
+        )
+        model.load_weights(weights.best_so_far)
+        losses = losses_by_position(
+            model, parts.valid_ids, recipe.context_length, recipe.batch_size
+        )
+        figures = report(parts.corpus["valid"], *losses)
+    except KeyboardInterrupt:
+        weights.save_last()
+    summary = {
+        "finished": bool(figures) and log.step == recipe.steps,
+        "steps": log.step,
+        "validation_loss": figures.get("loss"),
+        "validation_perplexity": figures.get("perplexity"),
+        "validation_bits_per_byte": figures.get("bits_per_byte"),
+        "validation_unigram_entropy": entropy,
+        "train_unigram_entropy": unigram_entropy(parts.train_ids, parts.tokenizer.vocabulary_size),
+        "parameters": model.count_params(),
+        "tokens_per_second": log.tokens_per_second,
+        "peak_memory_bytes": run_folder.peak_memory_bytes(),
+        "wall_time_seconds": time.perf_counter() - started,
+    }
+    run_folder.write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the command line, trains, prints the summary; 1 after an interrupt or NaN."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="quickstart", help="name in training/recipes, or file")
+    parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
+    parser.add_argument("--run_dir", type=Path, help="default: runs/<recipe>")
+    parser.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run_dir = options.run_dir or Path("runs") / Path(options.recipe).stem
+    try:
+        recipe = load_recipe(options.recipe, itertools.chain.from_iterable(options.set))
+        parts = assemble(recipe, options.data_dir)
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(str(error))
+    summary = train(recipe, parts, run_dir)
+    for key, value in summary.items():
+        print(f"{key}: {value:,.4f}" if isinstance(value, float) else f"{key}: {value}")
+    print(f"Written to {run_dir}")
+    return 0 if summary["finished"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
