@@ -63,13 +63,20 @@ def attention2_gate(query: Array, own: Array, maximum: Array, denominator: Array
 
 def attention2_gradients(arguments: Sequence, cotangents: Sequence[Array]) -> list[Array]:
     """Gradients in the order of the arguments, initial state (if given) last."""
-    key, query, own, value = arguments[:4]
-    start, start_num, start_den = (
-        arguments[4] if len(arguments) > 4 else empty_attention2_state(value)
-    )
-    d_outputs, d_maximum, d_numerator, d_denominator = cotangents
-    d_key, d_query, d_own, d_value = (np.zeros_like(x) for x in (key, query, own, value))
-    d_start, d_start_num, d_start_den = (np.zeros_like(x) for x in (start, start_num, start_den))
+    value = arguments[3]
+    state = arguments[4] if len(arguments) > 4 else empty_attention2_state(value)
+    inputs = [*arguments[:4], *state]
+    by_outputs = attention2_output_gradients(inputs, cotangents[0])
+    by_state = attention2_state_gradients(inputs, *cotangents[1:])
+    gradients = [first + second for first, second in zip(by_outputs, by_state, strict=True)]
+    return gradients[: 7 if len(arguments) > 4 else 4]
+
+
+def attention2_output_gradients(inputs: Sequence[Array], d_outputs: Array) -> list[Array]:
+    """Share of the outputs in the gradients of the four inputs and three leaves of the state."""
+    key, query, own, value, start, start_num, start_den = inputs
+    gradients = [np.zeros_like(x) for x in inputs]
+    d_key, d_query, d_own, d_value, d_start, d_start_num, d_start_den = gradients
     maximum = start
     for i in range(value.shape[1]):
         maximum = np.maximum(maximum, key[:, i])
@@ -77,9 +84,8 @@ def attention2_gradients(arguments: Sequence, cotangents: Sequence[Array]) -> li
         weights = [weight(key[:, j], maximum) for j in range(i + 1)]
         total = sum(weights) + first * start_den
         safe = np.where(total > 0, total, 1.0)
-        average = first[..., None] * start_num
-        average = sum((w[..., None] * value[:, j] for j, w in enumerate(weights)), average)
-        average = average / safe[..., None]
+        terms = [w[..., None] * value[:, j] for j, w in enumerate(weights)]
+        average = (sum(terms) + first[..., None] * start_num) / safe[..., None]
         gate = attention2_gate(query[:, i], own[:, i], maximum, total)
         d_y = d_outputs[:, i]
         d_logit = (d_y * (average - value[:, i])).sum(-1) * gate * (1.0 - gate)
@@ -96,25 +102,33 @@ def attention2_gradients(arguments: Sequence, cotangents: Sequence[Array]) -> li
         d_start += share * (d_logit * start_den + gate * along)
         d_start_num += (gate * share)[..., None] * d_y
         d_start_den += share * (d_logit - gate * (d_y * average).sum(-1))
+    return gradients
 
-    # The final state: sums of e^(key_j - maximum), so the maximum also moves every term.
+
+def attention2_state_gradients(
+    inputs: Sequence[Array], d_maximum: Array, d_numerator: Array, d_denominator: Array
+) -> list[Array]:
+    """Share of the final state: sums of e^(key_j - maximum), so the maximum moves every term."""
+    key, query, own, value, *state = inputs
+    start, start_num, start_den = state
+
     def pull(numerator: Array, denominator: Array) -> Array:
         return (numerator * d_numerator).sum(-1) + denominator * d_denominator
 
-    final = attention2(*arguments)[1]
-    d_maximum = d_maximum - pull(final[1], final[2])
+    maximum, numerator, denominator = attention2(key, query, own, value, state)[1]
+    d_maximum = d_maximum - pull(numerator, denominator)
+    d_key, d_value = np.zeros_like(key), np.zeros_like(value)
     for j in range(value.shape[1]):
         w = weight(key[:, j], maximum)
-        d_key[:, j] += w * pull(value[:, j], np.ones_like(w))
+        d_key[:, j] = w * pull(value[:, j], np.ones_like(w))
         d_key[:, j] += np.where((key[:, j] == maximum) & (w > 0), d_maximum, 0.0)
-        d_value[:, j] += w[..., None] * d_numerator
+        d_value[:, j] = w[..., None] * d_numerator
     first = weight(start, maximum)
-    d_start += first * pull(start_num, start_den)
+    d_start = first * pull(start_num, start_den)
     d_start += np.where((start == maximum) & (first > 0), d_maximum, 0.0)
-    d_start_num += first[..., None] * d_numerator
-    d_start_den += first * d_denominator
-    gradients = [d_key, d_query, d_own, d_value, d_start, d_start_num, d_start_den]
-    return gradients[: 7 if len(arguments) > 4 else 4]
+    d_start_num, d_start_den = first[..., None] * d_numerator, first * d_denominator
+    zeros = np.zeros_like(query)
+    return [d_key, zeros, zeros, d_value, d_start, d_start_num, d_start_den]
 
 
 def gated_linear_attention(

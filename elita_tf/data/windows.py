@@ -1,7 +1,10 @@
-"""Windows of token ids as tf.data datasets of `(x, y)`, where y is x one position later."""
+"""Windows of token ids as tf.data datasets of `(x, y)`, where y is x one position later.
 
-import functools
-from collections.abc import Callable
+They are made by TensorFlow ops alone: a Python function in a prefetching thread can keep a
+process from ending.
+"""
+
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,52 +15,16 @@ def num_training_windows(token_ids: np.ndarray, context_length: int) -> int:
     return len(token_ids) // (context_length + 1)
 
 
-def training_batch(
-    token_ids: np.ndarray, step: int, *, context_length: int, batch_size: int, seed: int
-) -> np.ndarray:
-    """The windows of one training step, as a pure function of (seed, step).
+def training_windows(
+    token_ids: np.ndarray, *, context_length: int, batch_size: int, seed: int, start_step: int = 0
+) -> tf.data.Dataset:
+    """Endless training batches, each a pure function of (seed, step).
 
     An epoch takes every disjoint window once, in an order drawn from (seed, epoch); windows that
     fill no batch wait for the next epoch's order.
 
     Args:
-        token_ids: ids, rank 1; may be memory-mapped.
-        step: number of the step, from 0, over all epochs.
-        context_length: length of x and y.
-        batch_size: windows a step.
-        seed: a non-negative integer.
-
-    Returns:
-        int32 `(batch_size, context_length + 1)`.
-
-    Raises:
-        ValueError: when the ids do not fill one batch.
-    """
-    num_windows = num_training_windows(token_ids, context_length)
-    steps_per_epoch = num_windows // batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"{len(token_ids)} token ids give {num_windows} windows of {context_length + 1}, "
-            f"fewer than batch_size={batch_size}. Lower batch_size or context_length."
-        )
-    epoch, position = divmod(step, steps_per_epoch)
-    chosen = _epoch_order(seed, epoch, num_windows)[position * batch_size :][:batch_size]
-    offsets = chosen[:, None] * (context_length + 1) + np.arange(context_length + 1)
-    return token_ids[offsets].astype(np.int32)
-
-
-@functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_windows)
-
-
-def training_windows(
-    token_ids: np.ndarray, *, context_length: int, batch_size: int, seed: int, start_step: int = 0
-) -> tf.data.Dataset:
-    """Endless training batches from `start_step` on: `training_batch` of 0, 1, 2, ...
-
-    Args:
-        token_ids: ids, rank 1; may be memory-mapped.
+        token_ids: ids, rank 1; a `np.memmap` of a whole file stays memory-mapped.
         context_length: length of x and y.
         batch_size: windows a step.
         seed: a non-negative integer.
@@ -77,17 +44,27 @@ def training_windows(
     >>> bool(tf.reduce_all(y == x["token_ids"] + 1))
     True
     """
-    batch = functools.partial(
-        training_batch, token_ids, context_length=context_length, batch_size=batch_size, seed=seed
-    )
-    batch(start_step)
+    num_windows = num_training_windows(token_ids, context_length)
+    steps_per_epoch = num_windows // batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"{len(token_ids)} token ids give {num_windows} windows of {context_length + 1}, "
+            f"fewer than batch_size={batch_size}. Lower batch_size or context_length."
+        )
+    ids = _as_tensor(token_ids)
+    seed = tf.constant(seed, tf.int64)
+    rows, columns = tf.range(batch_size, dtype=tf.int64), tf.range(context_length + 1)
 
-    def load(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        windows = tf.numpy_function(batch, [step], tf.int32, stateful=False)
-        windows = tf.ensure_shape(windows, (batch_size, context_length + 1))
+    def batch(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        epoch, position = step // steps_per_epoch, step % steps_per_epoch
+        chosen = tf.random.experimental.index_shuffle(
+            position * batch_size + rows, tf.stack([seed, epoch]), num_windows - 1
+        )
+        offsets = chosen[:, None] * (context_length + 1) + tf.cast(columns, tf.int64)
+        windows = tf.cast(tf.gather(ids, offsets), tf.int32)
         return {"token_ids": windows[:, :-1]}, windows[:, 1:]
 
-    return _dataset(load, start_step, tf.int64.max)
+    return tf.data.Dataset.range(start_step, tf.int64.max).map(batch).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_windows(
@@ -99,7 +76,7 @@ def evaluation_windows(
     last batch may lack windows: what fills them up weighs 0.
 
     Args:
-        token_ids: ids, rank 1; may be memory-mapped.
+        token_ids: ids, rank 1; a `np.memmap` of a whole file stays memory-mapped.
         context_length: length of x and y.
         batch_size: windows a batch.
 
@@ -113,24 +90,32 @@ def evaluation_windows(
     num_labels = len(token_ids) - 1
     if num_labels < 1:
         raise ValueError(f"Expected at least two token ids; received {len(token_ids)}.")
+    ids = _as_tensor(token_ids)
     block = batch_size * context_length
     shape = (batch_size, context_length)
 
-    def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        window = token_ids[step * block : (step + 1) * block + 1].astype(np.int32)
-        filled = np.zeros(block + 1, np.int32)
-        filled[: len(window)] = window
-        weight = (np.arange(block) < len(window) - 1).astype(np.float32)
-        return filled[:-1].reshape(shape), filled[1:].reshape(shape), weight.reshape(shape)
+    def batch(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+        taken = tf.cast(ids[step * block : (step + 1) * block + 1], tf.int32)
+        filled = tf.pad(taken, [[0, block + 1 - tf.size(taken)]])
+        weight = tf.cast(tf.range(block) < tf.size(taken) - 1, tf.float32)
+        inputs, labels = tf.reshape(filled[:-1], shape), tf.reshape(filled[1:], shape)
+        return {"token_ids": inputs}, labels, tf.reshape(weight, shape)
 
-    def load(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-        types = (tf.int32, tf.int32, tf.float32)
-        arrays = tf.numpy_function(batch, [step], types, stateful=False)
-        inputs, labels, weight = (tf.ensure_shape(array, shape) for array in arrays)
-        return {"token_ids": inputs}, labels, weight
-
-    return _dataset(load, 0, -(-num_labels // block))
+    num_batches = -(-num_labels // block)
+    return tf.data.Dataset.range(num_batches).map(batch).prefetch(tf.data.AUTOTUNE)
 
 
-def _dataset(load: Callable[..., tuple], start: int, stop: int) -> tf.data.Dataset:
-    return tf.data.Dataset.range(start, stop).map(load).prefetch(tf.data.AUTOTUNE)
+def _as_tensor(token_ids: np.ndarray) -> Any:
+    with tf.device("CPU:0"):
+        if not _is_whole_file(token_ids):
+            return tf.constant(token_ids)
+        return tf.raw_ops.ImmutableConst(
+            dtype=tf.as_dtype(token_ids.dtype),
+            shape=token_ids.shape,
+            memory_region_name=str(token_ids.filename),
+        )
+
+
+def _is_whole_file(array: np.ndarray) -> bool:
+    # A slice of a memmap keeps the file name and the offset of the whole.
+    return isinstance(array, np.memmap) and array.nbytes == array.filename.stat().st_size

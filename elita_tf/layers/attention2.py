@@ -40,7 +40,7 @@ class Attention2(keras.layers.Layer):
         use_query: add k_3 . x to the query logits, as the authors' later form does.
         kernel_initializer: for the value and output projections.
         logit_initializer: for k, a, b and c; by default uniform between -0.05 and 0.05.
-        kernel_regularizer: for the value and output projections.
+        kernel_regularizer: for the kernels of all projections, k among them.
 
     Call arguments:
         inputs: (batch, time, hidden).

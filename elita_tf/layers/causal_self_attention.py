@@ -145,8 +145,9 @@ class CausalSelfAttention(keras.layers.Layer):
     ) -> Any:
         distance = query_positions[:, :, None] - key_positions[:, None, :]
         visible = (distance >= 0) & (distance < self.context_length) & valid[:, None, :]
+        # Scaled here, as Keras rounds a scale to float32 also for float64.
         outputs = ops.dot_product_attention(
-            query, key, value, mask=visible[:, None], scale=self._head_dim**-0.5
+            query * self._head_dim**-0.5, key, value, mask=visible[:, None], scale=1.0
         )
         return self.output_projection(outputs)
 

@@ -45,8 +45,9 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
     weight = ops.reshape(ops.broadcast_to(weight, leading), (-1,))
     hidden, kernel, labels = _flat(hidden, kernel, labels)
     total = ops.sum(weight)
-    total = ops.where(total == 0, ops.ones_like(total), total)
-    return _weighted_sum(labels)(hidden, kernel, weight) / total
+    loss = _weighted_sum(labels)(hidden, kernel, weight)
+    empty = total == 0
+    return ops.where(empty, ops.zeros_like(loss), loss / ops.where(empty, 1.0, total))
 
 
 def token_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:

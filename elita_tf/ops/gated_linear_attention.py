@@ -153,7 +153,7 @@ def _halving(query: Any, key: Any, log_decay: Any) -> tuple[Any, Any, Any]:
         across = ops.matmul(
             query_right * ops.exp(query_sum), ops.swapaxes(key_left * ops.exp(end_left), -1, -2)
         )
-        upper = ops.concatenate([scores_left, ops.zeros_like(across)], axis=-1)
+        upper = ops.pad(scores_left, [[0, 0]] * (len(scores_left.shape) - 1) + [[0, size]])
         lower = ops.concatenate([across, scores_right], axis=-1)
         scores = ops.concatenate([upper, lower], axis=-2)
         to_end = ops.concatenate([end_left + query_sum[..., -1:, :], end_right], axis=-2)

@@ -5,7 +5,6 @@ import tensorflow as tf
 from elita_tf.data import (
     evaluation_windows,
     num_training_windows,
-    training_batch,
     training_windows,
 )
 
@@ -14,10 +13,15 @@ IDS = np.arange(100, 100 + 41, dtype=np.uint16)  # 8 windows of 5 and one id ove
 KEYWORDS = {"context_length": CONTEXT, "batch_size": BATCH, "seed": 7}
 
 
+def windows_of(ids=IDS, steps=2, **changes):
+    """The first windows, x and the last label joined again."""
+    dataset = training_windows(ids, **{**KEYWORDS, **changes}).take(steps)
+    joined = [np.column_stack([x["token_ids"], y[:, -1]]) for x, y in dataset]
+    return np.concatenate(joined)
+
+
 def epoch(number, **changes):
-    return np.concatenate(
-        [training_batch(IDS, 2 * number + i, **{**KEYWORDS, **changes}) for i in range(2)]
-    )
+    return windows_of(start_step=2 * number, **changes)
 
 
 def test_an_epoch_takes_windows_once():
@@ -41,20 +45,36 @@ def test_windows_left_over_come_in_other_epochs():
     assert starts == set(range(100, 140, 5))
 
 
-def test_training_dataset_is_the_batches_in_order():
+def test_labels_are_the_next_ids_and_shapes_are_static():
     dataset = training_windows(IDS, **KEYWORDS)
-    for step, (inputs, labels) in enumerate(dataset.take(5)):
-        windows = training_batch(IDS, step, **KEYWORDS)
-        np.testing.assert_array_equal(inputs["token_ids"], windows[:, :-1])
-        np.testing.assert_array_equal(labels, windows[:, 1:])
+    for inputs, labels in dataset.take(3):
+        np.testing.assert_array_equal(labels, inputs["token_ids"] + 1)
     spec = tf.TensorSpec((BATCH, CONTEXT), tf.int32)
     assert dataset.element_spec == ({"token_ids": spec}, spec)
 
 
-def test_training_dataset_goes_on_from_any_step():
-    _, expected = list(training_windows(IDS, **KEYWORDS).take(6))[5]
-    _, labels = next(iter(training_windows(IDS, **KEYWORDS, start_step=5)))
-    np.testing.assert_array_equal(labels, expected)
+def test_training_goes_on_from_any_step():
+    np.testing.assert_array_equal(
+        windows_of(steps=4, start_step=3), windows_of(steps=7)[3 * BATCH :]
+    )
+
+
+def test_a_large_seed_and_many_windows_are_shuffled():
+    ids = np.arange(5 * 3000, dtype=np.uint32)
+    starts = windows_of(ids, steps=1000, seed=2**40)[:, 0] // 5
+    assert sorted(starts) == list(range(3000))
+    assert abs(np.corrcoef(starts, np.arange(3000))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_a_memory_mapped_file_gives_the_same_windows(tmp_path, dtype):
+    path = tmp_path / "ids"
+    path.write_bytes(IDS.astype(dtype).tobytes())
+    mapped = np.memmap(path, dtype, mode="r")
+    np.testing.assert_array_equal(windows_of(mapped, 5), windows_of(IDS, 5))
+    np.testing.assert_array_equal(windows_of(mapped[1:], 5), windows_of(IDS[1:], 5))
+    *_, (_, labels, _) = evaluation_windows(mapped, context_length=4, batch_size=3)
+    assert labels[0].numpy().tolist() == [137, 138, 139, 140]
 
 
 def test_training_needs_one_batch():
@@ -91,9 +111,7 @@ def test_evaluation_needs_two_ids():
         evaluation_windows(IDS[:1], context_length=4, batch_size=3)
 
 
-def test_a_dataset_outlives_the_names_that_made_it():
-    def make():
-        return training_windows(IDS.copy(), **KEYWORDS)
-
-    dataset = make()
-    assert len(list(dataset.take(3))) == 3
+def test_a_process_ends_while_batches_are_prefetched():
+    """No Python runs in the pipeline's threads."""
+    graph = training_windows(IDS, **KEYWORDS)._variant_tensor
+    assert graph is not None

@@ -112,8 +112,8 @@ def test_argument_has_an_effect(name: str, argument: str, monkeypatch: Any) -> N
 def test_regularizer_reaches_every_kernel(name: str) -> None:
     layer = make(name, kernel_regularizer="l2")
     weights, (_, *losses) = behaviour(layer)
-    # Matrices are what is not a bias, a norm or one of Attention2's logit weights.
-    exempt = ("bias", "gamma", "beta", "frequency", "phase", "readout", "logits/kernel")
+    # Matrices are what is not a bias, a norm or part of Attention2's sines.
+    exempt = ("bias", "gamma", "beta", "frequency", "phase", "readout")
     pairs = zip(layer.weights, weights, strict=True)
     expected = [
         0.01 * np.sum(value**2) for weight, value in pairs if not weight.path.endswith(exempt)

@@ -71,10 +71,11 @@ def test_published_equation(use_query: bool, time: int) -> None:
 def test_position_bases_by_hand() -> None:
     layer = make_layer()
     (bases,) = helpers.leaves(layer.position_bases(7))
-    assert bases.shape == (HEADS, 7, 7)
-    for head, i, j in np.ndindex(bases.shape):
-        expected = position_logit(layer, 0, head, j) + position_logit(layer, 1, head, i)
-        assert bases[head, i, j] == pytest.approx(expected, rel=LAYER_BOUND)
+    expected = np.empty((HEADS, 7, 7))
+    for head, i, j in np.ndindex(expected.shape):
+        query, key = position_logit(layer, 1, head, i), position_logit(layer, 0, head, j)
+        expected[head, i, j] = query + key
+    helpers.assert_close(bases, expected, LAYER_BOUND)
 
 
 def test_positions_keep_their_precision_under_mixed_precision() -> None:
