@@ -1,9 +1,11 @@
-"""Keras callbacks of a training run: figures for the log, weights, a plot of the loss."""
+"""Keras callbacks of a training run: figures for the log, weights, signals, a plot of the loss."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import keras
@@ -109,6 +111,37 @@ class KeepWeights(keras.callbacks.Callback):
 
     def _save(self, path: Path) -> None:
         _write_whole(path, self.model.save_weights)
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """Ends training after the step at hand when Ctrl-C or SIGTERM asks for it.
+
+    Raising an exception instead could cut short whatever is being written. A second signal
+    raises KeyboardInterrupt at once. The process's own handlers come back when training ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: signal.Signals | None = None
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        if self.received:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
 
 
 class LossPlot(keras.callbacks.Callback):

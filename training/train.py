@@ -16,7 +16,7 @@ from assembly import Parts, assemble
 from evaluate import losses_by_position, report
 from recipe import Recipe, load_recipe
 
-from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog
+from elita_tf.callbacks import KeepWeights, LossPlot, StopOnSignal, TrainingLog
 from elita_tf.data import unigram_entropy
 
 
@@ -31,26 +31,26 @@ def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
     history = keras.callbacks.CSVLogger(run_dir / "metrics.csv")
     reference = ("unigram entropy of the validation text", entropy)
     plot = LossPlot(run_dir / "loss.png", f"{run_dir.name} ({recipe.corpus})", reference)
+    stop = StopOnSignal()
+    # An epoch of Keras is the steps between two validations.
+    model.fit(
+        parts.training,
+        validation_data=parts.validation,
+        steps_per_epoch=min(recipe.validation_interval, recipe.steps),
+        epochs=math.ceil(recipe.steps / recipe.validation_interval),
+        callbacks=[log, weights, history, plot, stop, keras.callbacks.TerminateOnNaN()],
+        shuffle=False,
+    )
     figures: dict[str, Any] = {}
-    try:
-        # An epoch of Keras is the steps between two validations.
-        model.fit(
-            parts.training,
-            validation_data=parts.validation,
-            steps_per_epoch=min(recipe.validation_interval, recipe.steps),
-            epochs=math.ceil(recipe.steps / recipe.validation_interval),
-            callbacks=[log, weights, history, plot, keras.callbacks.TerminateOnNaN()],
-            shuffle=False,
-        )
+    if not stop.received:
         model.load_weights(weights.best_so_far)
         losses = losses_by_position(
             model, parts.valid_ids, recipe.context_length, recipe.batch_size
         )
         figures = report(parts.corpus["valid"], *losses)
-    except KeyboardInterrupt:
-        weights.save_last()
     summary = {
         "finished": bool(figures) and log.step == recipe.steps,
+        "stopped_by": stop.received and stop.received.name,
         "steps": log.step,
         "validation_loss": figures.get("loss"),
         "validation_perplexity": figures.get("perplexity"),
@@ -67,7 +67,7 @@ def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, trains, prints the summary; 1 after an interrupt or NaN."""
+    """Reads the command line, trains, prints; 1 after NaN, 128 + its number after a signal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="quickstart", help="name in training/recipes, or file")
     parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
@@ -75,7 +75,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_dir = options.run_dir or Path("runs") / Path(options.recipe).stem
     try:
         recipe = load_recipe(options.recipe, itertools.chain.from_iterable(options.set))
@@ -86,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     for key, value in summary.items():
         print(f"{key}: {value:,.4f}" if isinstance(value, float) else f"{key}: {value}")
     print(f"Written to {run_dir}")
+    if summary["stopped_by"]:
+        return 128 + signal.Signals[summary["stopped_by"]]  # the custom of shells
     return 0 if summary["finished"] else 1
 
 

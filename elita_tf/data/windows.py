@@ -4,24 +4,65 @@ They are made by TensorFlow ops alone: a Python function in a prefetching thread
 process from ending.
 """
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 
-def num_training_windows(token_ids: np.ndarray, context_length: int) -> int:
+def num_training_windows(token_ids: np.ndarray | tf.Tensor, context_length: int) -> int:
     """Number of disjoint windows of `context_length + 1` ids."""
     return len(token_ids) // (context_length + 1)
+
+
+def training_batch(
+    token_ids: np.ndarray | tf.Tensor,
+    step: int | tf.Tensor,
+    *,
+    context_length: int,
+    batch_size: int,
+    seed: int,
+) -> tf.Tensor:
+    """The windows of one training step, as a pure function of (seed, step).
+
+    An epoch takes every disjoint window once, in an order drawn from (seed, epoch); windows that
+    fill no batch wait for the next epoch's order.
+
+    Args:
+        token_ids: ids, rank 1.
+        step: number of the step, from 0, over all epochs.
+        context_length: length of x and y.
+        batch_size: windows a step.
+        seed: a non-negative integer.
+
+    Returns:
+        int32 `(batch_size, context_length + 1)`.
+
+    Raises:
+        ValueError: when the ids do not fill one batch.
+    """
+    num_windows = num_training_windows(token_ids, context_length)
+    steps_per_epoch = num_windows // batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"{len(token_ids)} token ids give {num_windows} windows of {context_length + 1}, "
+            f"fewer than batch_size={batch_size}. Lower batch_size or context_length."
+        )
+    step = tf.cast(step, tf.int64)
+    epoch, position = step // steps_per_epoch, step % steps_per_epoch
+    chosen = tf.random.experimental.index_shuffle(
+        position * batch_size + tf.range(batch_size, dtype=tf.int64),
+        seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
+        max_index=num_windows - 1,
+    )
+    offsets = chosen[:, None] * (context_length + 1) + tf.range(context_length + 1, dtype=tf.int64)
+    return tf.cast(tf.gather(_as_tensor(token_ids), offsets), tf.int32)
 
 
 def training_windows(
     token_ids: np.ndarray, *, context_length: int, batch_size: int, seed: int, start_step: int = 0
 ) -> tf.data.Dataset:
-    """Endless training batches, each a pure function of (seed, step).
-
-    An epoch takes every disjoint window once, in an order drawn from (seed, epoch); windows that
-    fill no batch wait for the next epoch's order.
+    """Endless training batches from `start_step` on: `training_batch` of 0, 1, 2, ...
 
     Args:
         token_ids: ids, rank 1; a `np.memmap` of a whole file stays memory-mapped.
@@ -44,24 +85,12 @@ def training_windows(
     >>> bool(tf.reduce_all(y == x["token_ids"] + 1))
     True
     """
-    num_windows = num_training_windows(token_ids, context_length)
-    steps_per_epoch = num_windows // batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"{len(token_ids)} token ids give {num_windows} windows of {context_length + 1}, "
-            f"fewer than batch_size={batch_size}. Lower batch_size or context_length."
-        )
     ids = _as_tensor(token_ids)
-    seed = tf.constant(seed, tf.int64)
-    rows, columns = tf.range(batch_size, dtype=tf.int64), tf.range(context_length + 1)
 
     def batch(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        epoch, position = step // steps_per_epoch, step % steps_per_epoch
-        chosen = tf.random.experimental.index_shuffle(
-            position * batch_size + rows, tf.stack([seed, epoch]), num_windows - 1
+        windows = training_batch(
+            ids, step, context_length=context_length, batch_size=batch_size, seed=seed
         )
-        offsets = chosen[:, None] * (context_length + 1) + tf.cast(columns, tf.int64)
-        windows = tf.cast(tf.gather(ids, offsets), tf.int32)
         return {"token_ids": windows[:, :-1]}, windows[:, 1:]
 
     return tf.data.Dataset.range(start_step, tf.int64.max).map(batch).prefetch(tf.data.AUTOTUNE)
@@ -105,7 +134,9 @@ def evaluation_windows(
     return tf.data.Dataset.range(num_batches).map(batch).prefetch(tf.data.AUTOTUNE)
 
 
-def _as_tensor(token_ids: np.ndarray) -> Any:
+def _as_tensor(token_ids: np.ndarray | tf.Tensor) -> tf.Tensor:
+    if tf.is_tensor(token_ids):
+        return token_ids
     with tf.device("CPU:0"):
         if not _is_whole_file(token_ids):
             return tf.constant(token_ids)
@@ -117,5 +148,7 @@ def _as_tensor(token_ids: np.ndarray) -> Any:
 
 
 def _is_whole_file(array: np.ndarray) -> bool:
-    # A slice of a memmap keeps the file name and the offset of the whole.
-    return isinstance(array, np.memmap) and array.nbytes == array.filename.stat().st_size
+    # A slice of a memmap keeps the file name of the whole.
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return False
+    return array.nbytes == Path(array.filename).stat().st_size

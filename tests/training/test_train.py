@@ -132,7 +132,7 @@ def endless_run(tiny_recipe, tmp_path):
     process.wait()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_an_interrupted_run_can_be_used(endless_run, name):
     process, folder = endless_run
@@ -144,7 +144,8 @@ def test_an_interrupted_run_can_be_used(endless_run, name):
     if name == "SIGKILL":
         assert code == -signal.SIGKILL
     else:
-        assert code == 1
+        assert code == 128 + getattr(signal, name)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["finished"] is False
+        assert summary["stopped_by"] == name
         assert summary["steps"] >= 2
