@@ -1,5 +1,6 @@
-"""Checks of layer arguments, and what a mask means for the positions of a sequence."""
+"""Checks of layer arguments, masks and positions, and the way of a single position."""
 
+from collections.abc import Callable
 from typing import Any
 
 from keras import ops
@@ -57,3 +58,9 @@ def positions_of(inputs: Any, offset: Any, mask: Any) -> tuple[Any, Any]:
         return positions, ops.broadcast_to(start + time, (batch_size,))
     counts = ops.cumsum(ops.cast(mask, "int32"), axis=1)
     return start[:, None] + counts - 1, start + counts[:, -1]
+
+
+def one_position(step: Callable, inputs: list[Any], state: Any) -> tuple[Any, Any]:
+    """A `*_step` op on inputs (batch, 1, ...): no loop over time, which some exports refuse."""
+    outputs, state = step(*(ops.squeeze(x, axis=1) for x in inputs), state)
+    return ops.expand_dims(outputs, axis=1), state

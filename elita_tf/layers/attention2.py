@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from elita_tf.layers.arguments import (
+    one_position,
     positions_of,
     require_built,
     require_positive,
@@ -13,7 +14,12 @@ from elita_tf.layers.arguments import (
     split_heads,
 )
 from elita_tf.layers.projection import projection
-from elita_tf.ops import Attention2State, attention2, attention2_empty_state
+from elita_tf.ops import (
+    Attention2State,
+    attention2,
+    attention2_empty_state,
+    attention2_step,
+)
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -161,13 +167,13 @@ class Attention2(keras.layers.Layer):
         if mask is not None:
             key_logits = ops.where(ops.cast(mask, "bool")[..., None], key_logits, -float("inf"))
         query_logits = query_position + (logits[..., 2] if self.use_query else 0.0)
-        outputs, final = attention2(
-            key_logits,
-            ops.broadcast_to(query_logits, ops.shape(key_logits)),
-            logits[..., 1],
-            self.value_projection(inputs),
-            state and Attention2State(*(state[name] for name in Attention2State._fields)),
-        )
+        query_logits = ops.broadcast_to(query_logits, ops.shape(key_logits))
+        terms = [key_logits, query_logits, logits[..., 1], self.value_projection(inputs)]
+        initial = state and Attention2State(*(state[name] for name in Attention2State._fields))
+        if state is not None and inputs.shape[1] == 1:
+            outputs, final = one_position(attention2_step, terms, initial)
+        else:
+            outputs, final = attention2(*terms, initial)
         return self.output_projection(outputs), {**final._asdict(), "position": next_position}
 
     def _position_logits(self, positions: Any) -> tuple[Any, Any]:

@@ -5,9 +5,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import require_built, require_positive, require_state, split_heads
+from elita_tf.layers.arguments import (
+    one_position,
+    require_built,
+    require_positive,
+    require_state,
+    split_heads,
+)
 from elita_tf.layers.projection import projection
-from elita_tf.ops import gated_linear_attention
+from elita_tf.ops import gated_linear_attention, gated_linear_attention_step
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -155,14 +161,11 @@ class GatedLinearAttention(keras.layers.Layer):
         if mask is not None:
             kept = ops.cast(mask, "bool")[..., None, None]
             key, log_decay = (ops.where(kept, x, ops.zeros_like(x)) for x in (key, log_decay))
-        outputs, state = gated_linear_attention(
-            self.query_projection(inputs),
-            key,
-            self.value_projection(inputs),
-            log_decay,
-            state,
-            chunk_size=self.chunk_size,
-        )
+        terms = [self.query_projection(inputs), key, self.value_projection(inputs), log_decay]
+        if state is not None and inputs.shape[1] == 1:
+            outputs, state = one_position(gated_linear_attention_step, terms, state)
+        else:
+            outputs, state = gated_linear_attention(*terms, state, chunk_size=self.chunk_size)
         gated = self.output_gate(inputs) * self.norm(outputs)
         return self.output_projection(gated), {"state": state}
 

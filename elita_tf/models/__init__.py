@@ -3,5 +3,14 @@
 from elita_tf.models.architectures import architectures
 from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.causal_lm import ElitaCausalLM
+from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
+from elita_tf.models.tokenizer import ElitaGPT2Tokenizer, ElitaTokenizer
 
-__all__ = ["ElitaBackbone", "ElitaCausalLM", "architectures"]
+__all__ = [
+    "ElitaBackbone",
+    "ElitaCausalLM",
+    "ElitaCausalLMPreprocessor",
+    "ElitaGPT2Tokenizer",
+    "ElitaTokenizer",
+    "architectures",
+]

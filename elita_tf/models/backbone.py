@@ -1,32 +1,14 @@
 """The decoder without its output projection."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import keras
 import keras_hub
 
-from elita_tf import layers
-
-_MIXERS: dict[str, Callable[..., keras.layers.Layer]] = {
-    "attention2": lambda heads, context, **kwargs: layers.Attention2(heads, context, **kwargs),
-    "attention2_query": lambda heads, context, **kwargs: layers.Attention2(
-        heads, context, use_query=True, **kwargs
-    ),
-    "gla": lambda heads, context, **kwargs: layers.GatedLinearAttention(heads, **kwargs),
-    "softmax": lambda heads, context, **kwargs: layers.CausalSelfAttention(
-        heads, context, **kwargs
-    ),
-}
-_FEED_FORWARDS: dict[str, Callable[..., keras.layers.Layer]] = {
-    "feed_forward2": layers.FeedForward2,
-    "swiglu": layers.GatedFeedForward,
-}
-_NORMALIZATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
-    "layer_norm": lambda **kwargs: keras.layers.LayerNormalization(epsilon=1e-5, **kwargs),
-    "rms_norm": lambda **kwargs: keras.layers.RMSNormalization(epsilon=1e-5, **kwargs),
-}
+from elita_tf.layers.arguments import positions_of, require_state
+from elita_tf.models.blocks import FEED_FORWARDS, MIXERS, NORMALIZATIONS, choose, one_per_block
+from elita_tf.models.learned_positions import LearnedPositions
 
 
 class OptionalPaddingMask:
@@ -63,8 +45,12 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         feed_forward: "feed_forward2" (ELiTA) or "swiglu".
         normalization: "layer_norm" or "rms_norm".
         dropout: rate on the embedding and on the output of every mixer and feed-forward.
-        context_length: n of Attention2's positions, and the window of softmax blocks.
+        context_length: n of Attention2's positions, the window of softmax blocks, and the number
+            of learned positions. A longer input is allowed: Attention2's sines go on, softmax
+            blocks see the last `context_length` positions, GLA has no positions at all, and
+            learned positions beyond the last share the last one's embedding.
         tie_embeddings: let the output projection be the transposed embedding.
+        learned_positions: add a learned embedding of the position to that of the token (GPT-2).
         **kwargs: of `keras_hub.models.Backbone`: name, dtype, trainable.
 
     Inputs:
@@ -100,17 +86,22 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         dropout: float = 0.0,
         context_length: int = 256,
         tie_embeddings: bool = True,
+        learned_positions: bool = False,
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
         # === Layers ===
-        mixers = _one_per_block(mixers, num_layers)
-        build_mixers = [_choose("mixers", _MIXERS, mixer, dtype) for mixer in mixers]
-        build_norm = _choose("normalization", _NORMALIZATIONS, normalization, dtype)
-        build_feed_forward = _choose("feed_forward", _FEED_FORWARDS, feed_forward, dtype)
+        mixers = one_per_block(mixers, num_layers)
+        build_mixers = [choose("mixers", MIXERS, mixer, dtype) for mixer in mixers]
+        build_norm = choose("normalization", NORMALIZATIONS, normalization, dtype)
+        build_feed_forward = choose("feed_forward", FEED_FORWARDS, feed_forward, dtype)
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocabulary_size, hidden_dim, tie_embeddings, dtype=dtype, name="token_embedding"
         )
+        if learned_positions:
+            self.position_embedding = LearnedPositions(
+                context_length, hidden_dim, dtype=dtype, name="position_embedding"
+            )
         self.blocks = [
             {
                 "mixer_norm": build_norm(name=f"block_{i}_mixer_norm"),
@@ -126,7 +117,10 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         # === Functional model ===
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask", optional=True)
-        hidden_states = self._decode(token_ids, lambda mixer, x: mixer(x, mask=padding_mask))
+        x = self.token_embedding(token_ids)
+        if learned_positions:
+            x = x + self.position_embedding(token_ids, mask=padding_mask)
+        hidden_states = self._decode(x, lambda mixer, x: mixer(x, mask=padding_mask))
         super().__init__(
             inputs={"token_ids": token_ids, "padding_mask": padding_mask},
             outputs=hidden_states,
@@ -149,14 +143,69 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         self.dropout = dropout
         self.context_length = context_length
         self.tie_embeddings = tie_embeddings
+        self.learned_positions = learned_positions
 
-    def _decode(self, token_ids: Any, mix: Callable[[keras.layers.Layer, Any], Any]) -> Any:
-        """The decoder, wired once; `mix` says how a mixer is applied."""
-        x = self.dropout_layer(self.token_embedding(token_ids))
-        for block in self.blocks:
-            x = x + self.dropout_layer(mix(block["mixer"], block["mixer_norm"](x)))
-            x = x + self.dropout_layer(block["feed_forward"](block["feed_forward_norm"](x)))
+    def _decode(
+        self,
+        embedded: Any,
+        mix: Callable[[keras.layers.Layer, Any], Any],
+        intercept: Callable[[Any, int], Any] = lambda x, index: x,
+        training: bool | None = None,
+    ) -> Any:
+        """The decoder, wired once: `mix` applies a mixer, `intercept` sees what a block makes."""
+        x = self.dropout_layer(intercept(embedded, -1), training=training)
+        for i, block in enumerate(self.blocks):
+            mixed = mix(block["mixer"], block["mixer_norm"](x))
+            x = x + self.dropout_layer(mixed, training=training)
+            fed = block["feed_forward"](block["feed_forward_norm"](x))
+            x = intercept(x + self.dropout_layer(fed, training=training), i)
         return self.final_norm(x)
+
+    def call_with_state(
+        self,
+        inputs: dict[str, Any],
+        state: dict[str, Any],
+        intercept: Callable[[Any, int], Any] = lambda x, index: x,
+        training: bool = False,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Continue from `state`: (hidden states, new state); what a call does, in pieces.
+
+        Args:
+            inputs: as for a call.
+            state: flat dict of arrays, at first `get_initial_state(batch_size)`.
+            intercept: `(x, index) -> x` on the embeddings (index -1) and on each block's output.
+            training: whether dropout is on.
+        """
+        token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
+        x, new_state = self.token_embedding(token_ids), {}
+        if self.learned_positions:
+            x = x + self.position_embedding(token_ids, mask=mask, offset=state["position"])
+            new_state["position"] = positions_of(token_ids, state["position"], mask)[1]
+
+        def mix(mixer: keras.layers.Layer, x: Any) -> Any:
+            prefix = f"{mixer.name}_"
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            outputs, own = mixer.call_with_state(x, own, mask=mask)
+            new_state.update({prefix + leaf: value for leaf, value in own.items()})
+            return outputs
+
+        hidden_states = self._decode(x, mix, intercept, training)
+        require_state(self, state, set(new_state))
+        return hidden_states, new_state
+
+    def get_initial_state(self, batch_size: int) -> dict[str, Any]:
+        """The state before the first token: a flat dict, the batch first in every leaf.
+
+        Its size does not depend on the length, softmax blocks included: they hold the last
+        `context_length` keys and values.
+        """
+        state = {}
+        if self.learned_positions:
+            state["position"] = keras.ops.zeros((batch_size,), "int32")
+        for block in self.blocks:
+            leaves = block["mixer"].get_initial_state(batch_size)
+            state.update({f"{block['mixer'].name}_{leaf}": x for leaf, x in leaves.items()})
+        return state
 
     @property
     def output_kernel(self) -> Any:
@@ -178,25 +227,5 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
             "dropout": self.dropout,
             "context_length": self.context_length,
             "tie_embeddings": self.tie_embeddings,
+            "learned_positions": self.learned_positions,
         }
-
-
-def _choose(
-    argument: str, choices: dict[str, Callable[..., keras.layers.Layer]], name: str, dtype: Any
-) -> Callable[..., keras.layers.Layer]:
-    if name not in choices:
-        raise ValueError(
-            f"`{argument}` of ElitaBackbone: expected one of {sorted(choices)}, received {name!r}."
-        )
-    return partial(choices[name], dtype=dtype)
-
-
-def _one_per_block(mixers: str | list[str], num_layers: int) -> list[str]:
-    layers.arguments.require_positive("ElitaBackbone", num_layers=num_layers)
-    mixers = [mixers] * num_layers if isinstance(mixers, str) else list(mixers)
-    if len(mixers) != num_layers:
-        raise ValueError(
-            f"`mixers` of ElitaBackbone names one mixer per block: expected {num_layers}, the "
-            f"`num_layers`, received {len(mixers)}: {mixers}."
-        )
-    return mixers
