@@ -6,8 +6,9 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from recipe import Recipe
+from recipe import Recipe, load_recipe
 
+from elita_tf.callbacks import KeepWeights
 from elita_tf.data import (
     Corpus,
     Tokenizer,
@@ -15,9 +16,19 @@ from elita_tf.data import (
     evaluation_windows,
     load_corpus,
     make_tokenizer,
+    stream_windows,
     training_windows,
 )
-from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from elita_tf.data.tokenizers import SENTENCEPIECE_FILE
+from elita_tf.models import (
+    ElitaBackbone,
+    ElitaCausalLM,
+    ElitaCausalLMPreprocessor,
+    ElitaGPT2Tokenizer,
+    ElitaTokenizer,
+    architectures,
+    load_gpt2_embeddings,
+)
 from elita_tf.schedules import CappedInverseSqrt
 
 
@@ -48,14 +59,17 @@ def assemble(recipe: Recipe, data_dir: Path | None) -> Parts:
         folder=recipe.tokenizer_folder or None,
     )
     train_ids, valid_ids = (encode_split(tokenizer, corpus[split]) for split in ("train", "valid"))
-    training = training_windows(
-        train_ids,
-        context_length=recipe.context_length,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-    )
+    sizes = {"context_length": recipe.context_length, "batch_size": recipe.batch_size}
+    if recipe.carry_state:
+        training = stream_windows(train_ids, **sizes)
+    else:
+        training = training_windows(train_ids, **sizes, seed=recipe.seed)
     validation = validation_windows(recipe, valid_ids)
     model = build_model(recipe, tokenizer.vocabulary_size)
+    if recipe.init_embeddings == "gpt2":
+        load_gpt2_embeddings(model.backbone)
+    elif recipe.init_embeddings:
+        load_gpt2_embeddings(model.backbone, recipe.init_embeddings)
     model.compile(build_optimizer(recipe), jit_compile=recipe.jit_compile)
     return Parts(corpus, tokenizer, train_ids, valid_ids, training, validation, model)
 
@@ -68,10 +82,37 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
         "num_heads": recipe.num_heads,
         "context_length": recipe.context_length,
         "dropout": recipe.dropout,
+        "learned_positions": recipe.learned_positions,
     }
     arguments = {**architectures[recipe.architecture], **overridden}
     backbone = ElitaBackbone(vocabulary_size=vocabulary_size, **arguments)
-    return ElitaCausalLM(backbone, compile=False)
+    carried = recipe.batch_size if recipe.carry_state else None
+    return ElitaCausalLM(backbone, carried_batch_size=carried, compile=False)
+
+
+def load_run(run_dir: Path) -> ElitaCausalLM:
+    """The model of a run folder for use: its best weights, and strings as inputs.
+
+    Raises:
+        OSError: a file is missing or broken.
+    """
+    recipe = load_recipe(str(run_dir / "recipe.toml"))
+    tokenizer = hub_tokenizer(run_dir / "tokenizer")
+    trained = build_model(recipe, tokenizer.vocabulary_size())
+    trained.load_weights(KeepWeights(run_dir).best_so_far)
+    # Training windows are cut from running text: no token marks a start or an end.
+    preprocessor = ElitaCausalLMPreprocessor(
+        tokenizer, recipe.context_length, add_start_token=False, add_end_token=False
+    )
+    return ElitaCausalLM(trained.backbone, preprocessor)
+
+
+def hub_tokenizer(folder: Path) -> ElitaTokenizer | ElitaGPT2Tokenizer:
+    """The tokenizer of a run folder as a KerasHub layer."""
+    model = folder / SENTENCEPIECE_FILE
+    if model.is_file():
+        return ElitaTokenizer(model.read_bytes())
+    return ElitaGPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:

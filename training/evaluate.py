@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,20 +27,33 @@ from elita_tf.models import ElitaCausalLM
 
 
 def losses_by_position(
-    model: ElitaCausalLM, token_ids: np.ndarray, context_length: int, batch_size: int
+    model: ElitaCausalLM,
+    token_ids: np.ndarray,
+    context_length: int,
+    batch_size: int,
+    carry_state: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum of the losses (nats) and number of labels at every position of a window, float64.
 
-    Every id but the first is a label once.
+    Every id but the first is a label once. With `carry_state`, a window starts from the state
+    that the one before left, in batches of one.
     """
-    token_losses = model.token_losses
+    batch_size = 1 if carry_state else batch_size
+    state = model.backbone.get_initial_state(batch_size)
+
+    def score(inputs: Any, labels: Any, state: Any) -> tuple[Any, Any]:
+        if carry_state:
+            return model.token_losses_with_state(inputs["token_ids"], labels, state)
+        return model.token_losses(inputs["token_ids"], labels), state
+
     if keras.backend.backend() == "tensorflow":
-        token_losses = tf.function(token_losses)
+        score = tf.function(score)
     sums, counts = np.zeros(context_length), np.zeros(context_length)
     for inputs, labels, weights in evaluation_windows(
         token_ids, context_length=context_length, batch_size=batch_size
     ):
-        losses = keras.ops.convert_to_numpy(token_losses(inputs["token_ids"], labels))
+        losses, state = score(inputs, labels, state)
+        losses = keras.ops.convert_to_numpy(losses)
         sums += np.sum(losses * weights.numpy(), axis=0, dtype=np.float64)
         counts += np.sum(weights.numpy(), axis=0, dtype=np.float64)
     return sums, counts
@@ -79,7 +93,11 @@ def bucket_losses(sums: np.ndarray, counts: np.ndarray) -> list[dict[str, float]
 
 
 def evaluate_run(
-    run_dir: Path, data_dir: Path | None, split: str, context_length: int | None
+    run_dir: Path,
+    data_dir: Path | None,
+    split: str,
+    context_length: int | None,
+    carry_state: bool = False,
 ) -> dict[str, object]:
     """Evaluates the best weights of a run, or the last ones of a run without validation."""
     recipe = load_recipe(str(run_dir / "recipe.toml"))
@@ -92,8 +110,14 @@ def evaluate_run(
     # As many tokens a batch as in training, so that the memory needed stays about the same.
     batch_size = max(1, recipe.batch_size * recipe.context_length // context_length)
     token_ids = encode_split(tokenizer, text)
-    figures = report(text, *losses_by_position(model, token_ids, context_length, batch_size))
-    return {**figures, "split": split, "context": context_length, "weights": weights.name}
+    losses = losses_by_position(model, token_ids, context_length, batch_size, carry_state)
+    return {
+        **report(text, *losses),
+        "split": split,
+        "context": context_length,
+        "carry_state": carry_state,
+        "weights": weights.name,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,15 +127,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--context", type=int, help="window length; default: the recipe's")
+    parser.add_argument("--carry_state", action="store_true", help="score the split as one stream")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.context is not None and options.context < 1:
         parser.error(f"--context {options.context}: expected at least 1")
     try:
-        figures = evaluate_run(options.run_dir, options.data_dir, options.split, options.context)
+        figures = evaluate_run(
+            options.run_dir, options.data_dir, options.split, options.context, options.carry_state
+        )
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    run_folder.write_json(options.run_dir / f"evaluation-{options.split}.json", figures)
+    name = f"evaluation-{options.split}{'-carried' * options.carry_state}.json"
+    run_folder.write_json(options.run_dir / name, figures)
     print(json.dumps(figures, indent=2))
 
 

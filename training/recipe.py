@@ -65,6 +65,9 @@ class Recipe:
     vocabulary_size: Positive = 2048  # for the SentencePiece tokenizers
     tokenizer_folder: str = ""  # for gpt2: holds vocab.json and merges.txt; "" downloads them
     dropout: Amount = 0.0
+    learned_positions: bool = False
+    init_embeddings: str = ""  # "gpt2", or a KerasHub GPT-2 preset, local folder or hf:// handle
+    carry_state: bool = False  # rows go on where those of the batch before ended, and so the state
     seed: NotNegative = 0
     jit_compile: bool | Annotated[str, OneOf(("auto",))] = "auto"
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,14 +17,21 @@ from elita_tf.data import Tokenizer
 from elita_tf.data.cache import atomic_path
 
 PACKAGES = ("elita_tf", "keras", "keras-hub", "tensorflow", "numpy", "sentencepiece")
-LEFTOVERS = ("best.weights.h5", "summary.json", "evaluation-*.json", "tokenizer/*")
+LEFTOVERS = (
+    "best.weights.h5",
+    "summary.json",
+    "sample.txt",
+    "evaluation-*.json",
+    "tokenizer/*",
+    "preset",
+)
 
 
 def prepare(run_dir: Path, recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Removes what a former run would leave beside this one's files; writes what is known."""
     for pattern in LEFTOVERS:
         for path in run_dir.glob(pattern):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     with atomic_path(run_dir / "recipe.toml") as temporary:
         temporary.write_text(recipe.to_toml(), encoding="utf-8")
     tokenizer.save(run_dir / "tokenizer")

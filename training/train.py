@@ -12,12 +12,15 @@ from typing import Any
 
 import keras
 import run_folder
-from assembly import Parts, assemble
+from assembly import Parts, assemble, load_run
 from evaluate import losses_by_position, report
+from generate import SAMPLERS, stream
 from recipe import Recipe, load_recipe
 
 from elita_tf.callbacks import KeepWeights, LossPlot, StopOnSignal, TrainingLog
 from elita_tf.data import unigram_entropy
+
+SAMPLE_TOKENS = 120
 
 
 def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
@@ -66,6 +69,15 @@ def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
     return summary
 
 
+def keep_for_use(run_dir: Path) -> None:
+    """Writes what the run is for: `preset`, and a text in `sample.txt`."""
+    model = load_run(run_dir)
+    model.save_to_preset(str(run_dir / "preset"))
+    sample = "".join(stream(model, "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
+    (run_dir / "sample.txt").write_text(sample, encoding="utf-8")
+    print(f"A sample of {SAMPLE_TOKENS} tokens: {sample}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Reads the command line, trains, prints; 1 after NaN, 128 + its number after a signal."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -84,6 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
     summary = train(recipe, parts, run_dir)
     for key, value in summary.items():
         print(f"{key}: {value:,.4f}" if isinstance(value, float) else f"{key}: {value}")
+    if summary["finished"]:
+        keep_for_use(run_dir)
     print(f"Written to {run_dir}")
     if summary["stopped_by"]:
         return 128 + signal.Signals[summary["stopped_by"]]  # the custom of shells

@@ -13,6 +13,7 @@ from elita_tf.data.tokenizers import (
 from elita_tf.data.windows import (
     evaluation_windows,
     num_training_windows,
+    stream_windows,
     training_batch,
     training_windows,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "load_tokenizer",
     "make_tokenizer",
     "num_training_windows",
+    "stream_windows",
     "train_sentencepiece",
     "training_batch",
     "training_windows",

@@ -96,6 +96,51 @@ def training_windows(
     return tf.data.Dataset.range(start_step, tf.int64.max).map(batch).prefetch(tf.data.AUTOTUNE)
 
 
+def stream_windows(
+    token_ids: np.ndarray, *, context_length: int, batch_size: int, start_step: int = 0
+) -> tf.data.Dataset:
+    """Endless training batches whose rows go on where those of the batch before ended.
+
+    Row r starts at the r-th of `batch_size` evenly spaced ids and walks on through all the text,
+    which is a ring: in as many steps as one row needs for its share, every id is seen once. It is
+    for models that carry their state from batch to batch.
+
+    Args:
+        token_ids: ids, rank 1; a `np.memmap` of a whole file stays memory-mapped.
+        context_length: length of x and y.
+        batch_size: rows.
+        start_step: the first step.
+
+    Returns:
+        A dataset of `({"token_ids": x}, y)`, both int32 `(batch_size, context_length)`.
+
+    Raises:
+        ValueError: for fewer ids than one batch has.
+
+    Example:
+
+    >>> ids = np.arange(100, dtype=np.uint16)
+    >>> batches = iter(stream_windows(ids, context_length=4, batch_size=2))
+    >>> [next(batches)[0]["token_ids"].numpy().tolist() for _ in range(2)]
+    [[[0, 1, 2, 3], [50, 51, 52, 53]], [[4, 5, 6, 7], [54, 55, 56, 57]]]
+    """
+    num_ids, needed = len(token_ids), batch_size * (context_length + 1)
+    if num_ids < needed:
+        raise ValueError(
+            f"{num_ids} token ids are fewer than the {needed} of {batch_size} windows of "
+            f"{context_length + 1}. Lower batch_size or context_length."
+        )
+    ids = _as_tensor(token_ids)
+    starts = tf.range(batch_size, dtype=tf.int64) * (num_ids // batch_size)
+
+    def batch(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        offsets = step * context_length + tf.range(context_length + 1, dtype=tf.int64)
+        windows = tf.cast(tf.gather(ids, (starts[:, None] + offsets) % num_ids), tf.int32)
+        return {"token_ids": windows[:, :-1]}, windows[:, 1:]
+
+    return tf.data.Dataset.range(start_step, tf.int64.max).map(batch).prefetch(tf.data.AUTOTUNE)
+
+
 def evaluation_windows(
     token_ids: np.ndarray, *, context_length: int, batch_size: int
 ) -> tf.data.Dataset:

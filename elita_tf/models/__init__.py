@@ -3,6 +3,7 @@
 from elita_tf.models.architectures import architectures
 from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.causal_lm import ElitaCausalLM
+from elita_tf.models.gpt2 import load_gpt2_embeddings
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.models.tokenizer import ElitaGPT2Tokenizer, ElitaTokenizer
 
@@ -13,4 +14,5 @@ __all__ = [
     "ElitaGPT2Tokenizer",
     "ElitaTokenizer",
     "architectures",
+    "load_gpt2_embeddings",
 ]

@@ -210,9 +210,12 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
     @property
     def output_kernel(self) -> Any:
         """The kernel of the output projection, (vocabulary_size, hidden_dim)."""
-        if self.tie_embeddings:
-            return self.token_embedding.embeddings
-        return keras.ops.transpose(self.token_embedding.reverse_embeddings)
+        embedding, tied = self.token_embedding, self.tie_embeddings
+        kernel = embedding.embeddings if tied else keras.ops.transpose(embedding.reverse_embeddings)
+        if embedding.quantization_mode != "int8":
+            return kernel
+        scale = embedding.embeddings_scale if tied else embedding.reverse_embeddings_scale
+        return keras.ops.cast(kernel, self.compute_dtype) / scale[:, None]
 
     def get_config(self) -> dict[str, Any]:
         return {

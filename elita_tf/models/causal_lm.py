@@ -1,6 +1,6 @@
-"""The decoder with its loss, its recurrent state and its text generation."""
+"""The decoder with its loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,14 +8,15 @@ import keras_hub
 from keras import ops
 
 from elita_tf.models.backbone import ElitaBackbone, OptionalPaddingMask
-from elita_tf.models.buckets import in_buckets
+from elita_tf.models.carried_state import CarriedState
+from elita_tf.models.generation import Generation
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.ops import linear_cross_entropy, token_cross_entropy
 from elita_tf.schedules import CappedInverseSqrt
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaCausalLM(OptionalPaddingMask, keras_hub.models.CausalLM):
+class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
     """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
@@ -29,6 +30,10 @@ class ElitaCausalLM(OptionalPaddingMask, keras_hub.models.CausalLM):
         backbone: an `ElitaBackbone`.
         preprocessor: an `ElitaCausalLMPreprocessor`, for strings; None for inputs that are token
             ids already.
+        carried_batch_size: train each batch from the state that the one before left (truncated
+            backpropagation through time: no gradient goes into earlier batches). Every batch has
+            this size, and its rows go on where those of the last one ended, as in
+            `elita_tf.data.stream_windows`. None starts every batch anew.
         **kwargs: of `keras_hub.models.CausalLM`.
 
     Inputs:
@@ -56,15 +61,30 @@ class ElitaCausalLM(OptionalPaddingMask, keras_hub.models.CausalLM):
     backbone_cls = ElitaBackbone
     preprocessor_cls = ElitaCausalLMPreprocessor
 
-    def __init__(self, backbone: ElitaBackbone, preprocessor: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        backbone: ElitaBackbone,
+        preprocessor: Any = None,
+        carried_batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
+        self.carried_state = None
+        if carried_batch_size is not None:
+            self.carried_state = CarriedState(backbone, carried_batch_size)
 
         # === Functional model ===
         hidden_states = backbone(backbone.input)
         logits = backbone.token_embedding(hidden_states, reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+
+        # === Config ===
+        self.carried_batch_size = carried_batch_size
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "carried_batch_size": self.carried_batch_size}
 
     def compile(
         self,
@@ -107,7 +127,12 @@ class ElitaCausalLM(OptionalPaddingMask, keras_hub.models.CausalLM):
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         # The logits of `y_pred` stay unused, so a compiled step never computes them.
-        hidden_states = self.backbone(x, training=training)
+        if self.carried_state is None or not training:
+            hidden_states = self.backbone(x, training=training)
+        else:
+            state = self.carried_state.read()
+            hidden_states, state = self.backbone.call_with_state(x, state, training=True)
+            self.carried_state.write(state)
         loss = linear_cross_entropy(hidden_states, self.backbone.output_kernel, y, sample_weight)
         return sum(self.losses, loss)
 
@@ -116,6 +141,13 @@ class ElitaCausalLM(OptionalPaddingMask, keras_hub.models.CausalLM):
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
         hidden_states = self.backbone(inputs, training=False)
         return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels)
+
+    def token_losses_with_state(
+        self, token_ids: Any, labels: Any, state: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """`token_losses` of a text that goes on from `state`, and the state after it."""
+        hidden_states, state = self.backbone.call_with_state({"token_ids": token_ids}, state)
+        return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels), state
 
     def score(
         self,
@@ -153,89 +185,3 @@ class ElitaCausalLM(OptionalPaddingMask, keras_hub.models.CausalLM):
         if scoring_mode == "loss":
             return token_cross_entropy(hidden_states, self.backbone.output_kernel, target_ids)
         return self.backbone.token_embedding(hidden_states, reverse=True)
-
-    def prefill(
-        self, token_ids: Any, padding_mask: Any = None, state: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Read a prompt, in the parallel form.
-
-        Args:
-            token_ids: (batch, time).
-            padding_mask: optional boolean (batch, time); padding may stand on either side.
-            state: where to go on from, by default the beginning.
-
-        Returns:
-            The logits of the token after the last real one, (batch, vocabulary_size), and the
-            state: a flat dict of arrays, the batch first, that can be stored and fed back.
-        """
-        batch_size, time = ops.shape(token_ids)
-        if state is None:
-            state = self.backbone.get_initial_state(batch_size)
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-        hidden_states, state = self.backbone.call_with_state(inputs, state)
-        if padding_mask is None:
-            last = hidden_states[:, -1:]
-        else:
-            index = ops.max(ops.where(padding_mask, ops.arange(time), 0), axis=1)
-            last = ops.take_along_axis(hidden_states, index[:, None, None], axis=1)
-        return self.backbone.token_embedding(last, reverse=True)[:, 0], state
-
-    def step(self, token_ids: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Read one token: the logits of the next one, (batch, vocabulary_size), and the state.
-
-        Args:
-            token_ids: (batch,).
-            state: of `prefill`, or of the step before.
-        """
-        return self.prefill(ops.expand_dims(token_ids, 1), state=state)
-
-    def generate_step(
-        self, inputs: dict[str, Any], stop_token_ids: Sequence[int] | None = None
-    ) -> dict[str, Any]:
-        """Fill up one batch of prompts with the compiled sampler; what `generate` compiles.
-
-        Args:
-            inputs: `token_ids` and `padding_mask`, (batch, max_length), padded at the end. Columns
-                that are padding in every row may come before.
-            stop_token_ids: a row ends at the first of these that is not of its prompt.
-        """
-        token_ids, prompts = inputs["token_ids"], ops.cast(inputs["padding_mask"], "bool")
-        batch_size, max_length = ops.shape(token_ids)
-        columns = ops.arange(max_length, dtype="int32")
-        start = ops.min(ops.argmax(ops.cast(prompts, "int32"), axis=1))
-        shortest = ops.min(ops.sum(ops.cast(prompts, "int32"), axis=1))
-        index = ops.cast(start, "int32") + shortest
-        # The step before `index` reads the last token that all rows have.
-        seen = {"token_ids": token_ids, "padding_mask": prompts & (columns < index - 1)}
-        state = self.backbone.get_initial_state(batch_size)
-        _, state = self.backbone.call_with_state(seen, state)
-
-        def advance(tokens: Any, state: dict[str, Any], index: Any) -> tuple[Any, Any, Any]:
-            last = ops.slice(tokens, [0, index - 1], [ops.shape(tokens)[0], 1])
-            hidden, state = self.backbone.call_with_state({"token_ids": last}, state)
-            logits = self.backbone.token_embedding(hidden, reverse=True)
-            return logits[:, 0], hidden[:, 0], state
-
-        fixed = prompts | (columns < start)
-        token_ids = self.sampler(
-            next=advance,
-            prompt=token_ids,
-            cache=state,
-            index=index,
-            mask=fixed,
-            stop_token_ids=stop_token_ids,
-            # Only contrastive search reads them; otherwise they are never computed in a graph.
-            hidden_states=self.backbone(inputs),
-            model=self,
-        )
-        ended = ops.zeros_like(fixed)
-        for stop in stop_token_ids or ():
-            ended = ended | (~fixed & (token_ids == stop))
-        after_end = ops.cumsum(ops.cast(ended, "int32"), axis=1) - ops.cast(ended, "int32") > 0
-        return {"token_ids": token_ids, "padding_mask": ~after_end & (columns >= start)}
-
-    def make_generate_function(self) -> Callable[..., dict[str, Any]]:
-        """The compiled `generate_step`: one compilation for a bucket of lengths."""
-        if self.generate_function is None:
-            self.generate_function = in_buckets(super().make_generate_function())
-        return self.generate_function

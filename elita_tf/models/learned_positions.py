@@ -39,6 +39,7 @@ class LearnedPositions(keras.layers.Layer):
         require_positive("LearnedPositions", context_length=context_length, hidden_dim=hidden_dim)
         self.context_length = context_length
         self.hidden_dim = hidden_dim
+        self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # GPT-2's own spread: positions change a token's embedding, they do not drown it.

@@ -43,7 +43,13 @@ class ElitaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     def set_proto(self, proto: bytes | str | None) -> None:
         """Take another SentencePiece model."""
-        super().set_proto(proto)
+        try:
+            super().set_proto(proto)
+        except (RuntimeError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"`proto` is no SentencePiece model, but {len(proto)} bytes of something else, or "
+                f"cut short: {error}. Pass the content, or the path, of a whole `.model` file."
+            ) from error
         if proto is None:
             return
         self._lossless = self.token_to_id("\n") != self.token_to_id("<unk>")
@@ -60,6 +66,7 @@ class ElitaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
     def tokenize(self, inputs: Any) -> Any:
         """The ids of a string, or of every string of a batch."""
         if not tf.executing_eagerly():
+            self._revive()
             return self._tokenize_in_graph(tf.convert_to_tensor(inputs))
         texts = np.asarray(inputs)
         rows = [self._tokenize_text(text) for text in np.ravel(texts)]
@@ -67,6 +74,8 @@ class ElitaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     def detokenize(self, inputs: Any) -> Any:
         """The text of ids, or of every row of ids."""
+        if not tf.executing_eagerly():
+            self._revive()
         if self._lossless:
             return super().detokenize(inputs)
         if not tf.executing_eagerly():
@@ -75,6 +84,18 @@ class ElitaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         if not rows or np.ndim(rows[0]) == 0:
             return self._detokenize_row(rows)
         return [self._detokenize_row(row) for row in rows]
+
+    def _revive(self) -> None:
+        """Load the model into TensorFlow again if TensorFlow has dropped it.
+
+        TensorFlow Text's model belongs to a kernel that `keras.utils.set_random_seed`, for one,
+        clears from a cache.
+        """
+        with tf.init_scope():
+            try:
+                self._sentence_piece.tokenize([""])
+            except tf.errors.NotFoundError:
+                self.set_proto(self.proto)
 
     def _tokenize_text(self, text: Any) -> list[int]:
         text = text.decode() if isinstance(text, bytes) else str(text)

@@ -1,0 +1,93 @@
+"""Training from the state that the batch before left."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from tests import helpers
+from tests.helpers import randomized
+
+VOCABULARY, BATCH, TIME = 23, 3, 9
+ARCHITECTURES = pytest.mark.parametrize("name", ["elita_query", "gla", "transformer"])
+
+
+def make_model(name: str, carried: int | None = BATCH) -> ElitaCausalLM:
+    keras.utils.set_random_seed(3)
+    sizes = {"hidden_dim": 16, "context_length": TIME, "vocabulary_size": VOCABULARY}
+    backbone = ElitaBackbone(**{**architectures[name], **sizes, "num_layers": 1})
+    return ElitaCausalLM(randomized(backbone, scale=0.3), carried_batch_size=carried)
+
+
+def stream() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, VOCABULARY, (BATCH, 2 * TIME + 1)).astype("int32")
+
+
+@ARCHITECTURES
+def test_the_second_batch_goes_on_where_the_first_ended(name: str) -> None:
+    model, ids = make_model(name), stream()
+    model.compile(keras.optimizers.SGD(0.0))
+    losses = []
+    for start in (0, TIME):
+        x, y = ids[:, start : start + TIME], ids[:, start + 1 : start + TIME + 1]
+        losses.append(model.train_on_batch({"token_ids": x}, y))
+    initial = model.backbone.get_initial_state(BATCH)
+    whole, state = model.token_losses_with_state(ids[:, :-1], ids[:, 1:], initial)
+    expected = [np.mean(np.array(whole)[:, :TIME]), np.mean(np.array(whole)[:, TIME:])]
+    assert losses == pytest.approx(expected, abs=1e-5)
+    for leaf, value in model.carried_state.read().items():
+        helpers.assert_close(value, state[leaf], 1e-5)
+
+
+@ARCHITECTURES
+def test_no_gradient_goes_into_the_batch_before(name: str) -> None:
+    model, ids = make_model(name), stream()
+    twin = make_model(name, carried=None)
+    x, y = {"token_ids": ids[:, TIME:-1]}, ids[:, TIME + 1 :]
+    for each in (model, twin):
+        each.compile(keras.optimizers.SGD(0.1))
+    model.compile(keras.optimizers.SGD(0.0))
+    model.train_on_batch({"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1])
+    constant = {k: helpers.leaves(v)[0] for k, v in model.carried_state.read().items()}
+    model.compile(keras.optimizers.SGD(0.1))
+    model.train_on_batch(x, y)
+
+    def loss(*weights: np.ndarray) -> float:
+        twin.set_weights(list(weights))
+        losses, _ = twin.token_losses_with_state(x["token_ids"], y, constant)
+        return float(np.mean(np.array(losses, "float64")))
+
+    # A difference quotient in the direction of the step, with the state held constant.
+    before = make_model(name).backbone.get_weights()
+    moved = model.backbone.get_weights()
+    squared = sum(np.sum((np.float64(m) - b) ** 2) for m, b in zip(moved, before, strict=True))
+    ahead, behind = (
+        loss(*[b + s * (m - b) for m, b in zip(moved, before, strict=True)]) for s in (0.1, -0.1)
+    )
+    assert (behind - ahead) / 0.2 == pytest.approx(squared / 0.1, rel=2e-2)
+
+
+def test_validation_starts_anew() -> None:
+    model, ids = make_model("gla"), stream()
+    x, y = {"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]
+    model.compile(keras.optimizers.SGD(0.0))
+    first = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, verbose=0)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(first, abs=1e-6)
+
+
+def test_it_is_saved(tmp_path: Path) -> None:
+    model, ids = make_model("elita_query"), stream()
+    model.compile(run_eagerly=True)
+    model.train_on_batch({"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for leaf, value in model.carried_state.read().items():
+        helpers.assert_close(loaded.carried_state.read()[leaf], value, 0.0)
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        make_model("gla", carried=0)

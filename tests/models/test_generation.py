@@ -1,0 +1,253 @@
+"""Generation, prefill and step: what a full recomputation gives, from a state of constant size."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from elita_tf.models.generation import bucket_length
+from tests import helpers
+from tests.helpers import randomized
+
+VOCABULARY, CONTEXT, LENGTH = 23, 6, 12
+EVERY = pytest.mark.parametrize("name", [*sorted(architectures), "learned_positions"])
+
+
+def make_model(name: str, **kwargs: Any) -> ElitaCausalLM:
+    keras.utils.set_random_seed(3)
+    if name == "learned_positions":
+        name, kwargs = "gla", {**kwargs, "learned_positions": True}
+    sizes = {"hidden_dim": 16, "context_length": CONTEXT, "vocabulary_size": VOCABULARY}
+    model = ElitaCausalLM(ElitaBackbone(**{**architectures[name], **sizes, **kwargs}))
+    model.compile(sampler="greedy", run_eagerly=True)
+    return randomized(model, scale=0.4)
+
+
+def prompts(lengths: tuple[int, ...], max_length: int = LENGTH) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(2).integers(0, VOCABULARY, (len(lengths), max_length))
+    mask = np.arange(max_length) < np.array(lengths)[:, None]
+    return {"token_ids": np.where(mask, ids, 0).astype("int32"), "padding_mask": mask}
+
+
+def recomputed(model: ElitaCausalLM, inputs: dict, sampler: Any) -> np.ndarray:
+    """The sampler on the logits of the whole sequence so far, once for every token."""
+
+    def advance(tokens: Any, cache: Any, index: Any) -> tuple[Any, Any, Any]:
+        seen = {"token_ids": tokens[:, : int(index)]}
+        hidden = model.backbone(seen)[:, -1]
+        return model(seen)[:, -1], hidden, cache
+
+    mask = inputs["padding_mask"]
+    return np.array(
+        sampler(
+            next=advance,
+            prompt=keras.ops.convert_to_tensor(inputs["token_ids"]),
+            cache=(),
+            index=int(mask.sum(axis=1).min()),
+            mask=keras.ops.convert_to_tensor(mask),
+            hidden_states=model.backbone(inputs),
+        )
+    )
+
+
+SAMPLERS = {
+    "greedy": lambda: keras_hub.samplers.GreedySampler(),
+    "random": lambda: keras_hub.samplers.RandomSampler(seed=5),
+    "top_k": lambda: keras_hub.samplers.TopKSampler(k=4, seed=5),
+    "top_p": lambda: keras_hub.samplers.TopPSampler(p=0.7, seed=5),
+    "beam": lambda: keras_hub.samplers.BeamSampler(num_beams=3),
+    "contrastive": lambda: keras_hub.samplers.ContrastiveSampler(k=3, alpha=0.4),
+}
+
+
+@EVERY
+def test_tokens_are_those_of_the_full_recomputation(name: str) -> None:
+    model = make_model(name)
+    model.compile(sampler=SAMPLERS["random"](), run_eagerly=True)
+    inputs = prompts((3, 6, 1))
+    outputs = model.generate(inputs, stop_token_ids=None)
+    expected = recomputed(model, inputs, SAMPLERS["random"]())
+    np.testing.assert_array_equal(outputs["token_ids"], expected)
+    assert outputs["padding_mask"].all() and len(set(expected[0, 3:])) > 3
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_compiled(sampler: str) -> None:
+    model = make_model("elita_query", num_layers=1)
+    model.compile(sampler=SAMPLERS[sampler]())
+    inputs = prompts((3, 5), max_length=11)
+    outputs = model.generate(inputs, stop_token_ids=None)
+    expected = recomputed(model, inputs, SAMPLERS[sampler]())
+    np.testing.assert_array_equal(outputs["token_ids"], expected)
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone() -> None:
+    model = make_model("hybrid")
+    inputs = prompts((3, 6, 1))
+    together = model.generate(inputs, stop_token_ids=None)["token_ids"]
+    for row in range(3):
+        alone = model.generate({k: x[row : row + 1] for k, x in inputs.items()}, None, None)
+        np.testing.assert_array_equal(alone["token_ids"][0], together[row])
+
+
+def test_padding_before_the_prompt_is_moved() -> None:
+    model = make_model("gla")
+    inputs = prompts((3, 6))
+    before = {k: np.stack([np.roll(x[0], 4), x[1]]) for k, x in inputs.items()}
+    expected = model.generate(inputs, stop_token_ids=None)["token_ids"]
+    np.testing.assert_array_equal(model.generate(before, None, None)["token_ids"], expected)
+
+
+def test_a_stop_token_ends_its_row() -> None:
+    model = make_model("elita")
+    inputs = prompts((3, 6))
+    free = model.generate(inputs, stop_token_ids=None)["token_ids"]
+    stop = int(free[0, 8])
+    first = [n + int(np.argmax(free[i, n:] == stop)) for i, n in enumerate((3, 6))]
+    if stop not in free[1, 6:]:
+        first[1] = LENGTH - 1
+    outputs = model.generate(inputs, stop_token_ids=[stop])
+    for row, last in enumerate(first):
+        np.testing.assert_array_equal(outputs["token_ids"][row, : last + 1], free[row, : last + 1])
+        assert outputs["padding_mask"][row].tolist() == [i <= last for i in range(LENGTH)]
+
+
+def test_lengths_of_a_bucket_share_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    generate_step = ElitaCausalLM.generate_step
+
+    def counted(self: Any, inputs: dict, stop_token_ids: Any = None) -> dict:
+        traced.append(tuple(inputs["token_ids"].shape))
+        return generate_step(self, inputs, stop_token_ids)
+
+    monkeypatch.setattr(ElitaCausalLM, "generate_step", counted)
+    model = make_model("elita", num_layers=1)
+    model.compile(sampler="greedy")
+    for length in (9, 12, 64, 40, 65, 100):
+        outputs = model.generate(prompts((3, 6), length), stop_token_ids=None)
+        assert outputs["token_ids"].shape == (2, length)
+    assert traced == [(2, 64), (2, 128)]
+    assert [bucket_length(n) for n in (1, 64, 65, 1000)] == [64, 64, 128, 1024]
+
+
+def test_generate_sees_the_weights_of_a_later_fit() -> None:
+    model = make_model("elita", num_layers=1)
+    model.compile(keras.optimizers.SGD(5.0), sampler="greedy")
+    inputs = prompts((3, 6))
+    before = model.generate(inputs, stop_token_ids=None)["token_ids"]
+    windows = prompts((LENGTH, LENGTH))
+    model.fit({"token_ids": windows["token_ids"]}, windows["token_ids"], verbose=0)
+    after = model.generate(inputs, stop_token_ids=None)["token_ids"]
+    expected = recomputed(model, inputs, keras_hub.samplers.GreedySampler())
+    np.testing.assert_array_equal(after, expected)
+    assert (before != after).any()
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    model = make_model("elita")
+    with pytest.raises(ValueError, match="Prompt 1 is empty"):
+        model.generate(prompts((3, 0)), stop_token_ids=None)
+
+
+@EVERY
+def test_prefill_and_steps_give_the_logits_of_the_whole(name: str) -> None:
+    model = make_model(name)
+    ids = prompts((LENGTH, LENGTH))["token_ids"]
+    whole = np.array(model({"token_ids": ids}))
+    logits, state = model.prefill(ids[:, :5])
+    rows = [logits]
+    for position in range(5, LENGTH):
+        logits, state = model.step(ids[:, position], state)
+        rows.append(logits)
+    helpers.assert_close(np.stack(rows, axis=1), whole[:, 4:], 1e-5)
+
+
+@EVERY
+def test_prefill_knows_padding_on_either_side_and_goes_on_from_a_state(name: str) -> None:
+    model = make_model(name)
+    inputs = prompts((9, 4))
+    sides = {k: np.stack([np.roll(x[0], 6), x[1]]) for k, x in inputs.items()}
+    logits, state = model.prefill(sides["token_ids"], sides["padding_mask"])
+    for row, length in enumerate((9, 4)):
+        ids = inputs["token_ids"][row : row + 1, :length]
+        _, half = model.prefill(ids[:, :3])
+        alone, final = model.prefill(ids[:, 3:], state=half)
+        helpers.assert_close(logits[row : row + 1], alone, 1e-5)
+        for leaf, value in final.items():
+            helpers.assert_close(state[leaf][row : row + 1], value, 1e-5)
+
+
+@EVERY
+def test_the_state_has_one_size_and_is_flat(name: str) -> None:
+    model = make_model(name)
+    empty = model.backbone.get_initial_state(2)
+    for length in (1, 5, 30):
+        _, state = model.prefill(prompts((length, length), length)["token_ids"])
+        assert {k: tuple(x.shape) for k, x in state.items()} == {
+            k: tuple(x.shape) for k, x in empty.items()
+        }
+    assert {x.shape[0] for x in empty.values()} == {2}
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_a_wrong_state_is_refused(change: str) -> None:
+    model = make_model("gla")
+    _, state = model.prefill(prompts((5,), 5)["token_ids"])
+    if change == "missing":
+        state.pop("block_1_gla_state")
+    else:
+        state["block_9_gla_state"] = state["block_1_gla_state"]
+    with pytest.raises(ValueError, match="get_initial_state"):
+        model.step(np.array([1]), state)
+
+
+RESUME = """
+import sys
+import numpy as np
+from elita_tf.models import ElitaCausalLM
+
+folder = sys.argv[1]
+model = ElitaCausalLM.from_preset(folder)
+logits, _ = model.step(np.array([3, 8]), dict(np.load(folder + "/state.npz")))
+np.save(folder + "/logits.npy", logits)
+"""
+
+
+def test_a_parked_conversation_goes_on_in_another_process(tmp_path: Path) -> None:
+    model = make_model("hybrid")
+    _, state = model.prefill(prompts((9, 9), 9)["token_ids"])
+    model.save_to_preset(tmp_path)
+    np.savez(tmp_path / "state.npz", **{name: np.array(leaf) for name, leaf in state.items()})
+    subprocess.run([sys.executable, "-c", RESUME, str(tmp_path)], check=True)
+    expected, _ = model.step(np.array([3, 8]), state)
+    helpers.assert_close(np.load(tmp_path / "logits.npy"), np.array(expected), 1e-5)
+
+
+def test_score_is_the_logits_and_their_losses() -> None:
+    model = make_model("hybrid")
+    ids = prompts((LENGTH, LENGTH))["token_ids"]
+    seen = []
+
+    def intercept(x: Any, index: int) -> Any:
+        seen.append(index)
+        return x
+
+    logits = model.score(ids, layer_intercept_fn=intercept)
+    helpers.assert_close(np.array(logits), np.array(model({"token_ids": ids})), 1e-5)
+    assert seen == [-1, 0, 1, 2]
+    losses = model.score(ids[:, :-1], scoring_mode="loss", target_ids=ids[:, 1:])
+    helpers.assert_close(
+        np.array(losses), np.array(model.token_losses(ids[:, :-1], ids[:, 1:])), 1e-5
+    )
+    doubled = model.score(ids, layer_intercept_fn=lambda x, index: 2 * x if index == 0 else x)
+    assert np.abs(np.array(doubled) - np.array(logits)).max() > 0.1
+    with pytest.raises(ValueError, match="'rank'"):
+        model.score(ids, scoring_mode="rank")
+    with pytest.raises(ValueError, match="target_ids"):
+        model.score(ids, scoring_mode="loss")

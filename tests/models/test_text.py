@@ -1,0 +1,148 @@
+"""Strings in, strings out: `fit`, `generate`, presets, LoRA, int8."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+from elita_tf.models import (
+    ElitaBackbone,
+    ElitaCausalLM,
+    ElitaCausalLMPreprocessor,
+    ElitaTokenizer,
+    architectures,
+)
+from tests.helpers import randomized
+
+TEXTS = ["3 and 4 make 7.", "So they do: 12!", "5 and 8 make 13.", "0 and 1 make 1."]
+KINDS = pytest.mark.parametrize("kind", ["lossless", "default"])
+
+
+def make_model(tokenizers: dict, kind: str = "lossless", **kwargs: Any) -> ElitaCausalLM:
+    keras.utils.set_random_seed(4)
+    tokenizer = tokenizers[kind][1]
+    sizes = {"hidden_dim": 16, "num_layers": 1, "context_length": 24}
+    backbone = ElitaBackbone(tokenizer.vocabulary_size(), **{**architectures["elita"], **sizes})
+    preprocessor = ElitaCausalLMPreprocessor(tokenizer, sequence_length=24, **kwargs)
+    return ElitaCausalLM(backbone, preprocessor)
+
+
+@KINDS
+def test_learns_strings_and_says_them(tokenizers: dict, kind: str, tmp_path: Path) -> None:
+    model = make_model(tokenizers, kind)
+    model.compile(keras.optimizers.Adam(2e-2), sampler="greedy")
+    model.fit(TEXTS * 150, batch_size=4, verbose=0)
+    assert model.evaluate(TEXTS, batch_size=4, verbose=0) < 0.3
+    prompts = [text[:7] for text in TEXTS]
+    assert model.generate(prompts, max_length=24) == TEXTS
+    assert model.generate(prompts[2], max_length=24) == TEXTS[2]
+    model.save_to_preset(tmp_path)
+    for loaded in (
+        ElitaCausalLM.from_preset(str(tmp_path)),
+        keras_hub.models.CausalLM.from_preset(str(tmp_path)),
+    ):
+        loaded.compile(sampler="greedy", run_eagerly=True)
+        assert loaded.generate(prompts[:1], max_length=24) == TEXTS[:1]
+        assert loaded.preprocessor.get_config() == model.preprocessor.get_config()
+
+
+def test_the_parts_of_a_preset_load_by_themselves(tokenizers: dict, tmp_path: Path) -> None:
+    model = make_model(tokenizers, add_start_token=False)
+    model.save_to_preset(tmp_path)
+    backbone = keras_hub.models.Backbone.from_preset(str(tmp_path))
+    tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(str(tmp_path))
+    preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(str(tmp_path))
+    assert isinstance(backbone, ElitaBackbone) and isinstance(tokenizer, ElitaTokenizer)
+    for ours, loaded in zip(model.backbone.get_weights(), backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, loaded)
+    assert tokenizer(TEXTS) == model.preprocessor.tokenizer(TEXTS)
+    assert not preprocessor.add_start_token
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.weights.h5", "assets/tokenizer/vocabulary.spm"]
+)
+@pytest.mark.parametrize("fault", ["missing", "truncated"])
+def test_a_broken_preset_is_refused(
+    tokenizers: dict, tmp_path: Path, name: str, fault: str
+) -> None:
+    make_model(tokenizers).save_to_preset(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if fault == "truncated":
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises((ValueError, OSError, RuntimeError)):
+        ElitaCausalLM.from_preset(str(tmp_path))
+
+
+def test_windows_of_the_preprocessor(tokenizers: dict) -> None:
+    data, tokenizer = tokenizers["lossless"]
+    ids = data.encode(TEXTS[0]).tolist()
+    preprocessor = ElitaCausalLMPreprocessor(tokenizer, sequence_length=24)
+    x, y, weights = preprocessor(TEXTS[:1])
+    full = [1, *ids, 2, *[0] * 24]
+    assert np.array(x["token_ids"])[0].tolist() == full[:24]
+    assert np.array(y)[0].tolist() == full[1:25]
+    assert np.array(weights)[0].tolist() == [i < len(ids) + 1 for i in range(24)]
+    bare = ElitaCausalLMPreprocessor(
+        tokenizer, sequence_length=24, add_start_token=False, add_end_token=False
+    )
+    prompt = bare.generate_preprocess(TEXTS[:1])
+    assert np.array(prompt["token_ids"])[0].tolist() == (ids + [0] * 24)[:24]
+    assert np.array(prompt["padding_mask"])[0].sum() == len(ids)
+
+
+@KINDS
+def test_texts_come_back_as_they_were(tokenizers: dict, kind: str) -> None:
+    texts = ["3 and 4\nmake 7.", "So", "\nthey do"]
+    if kind == "lossless":
+        texts.append(" Grüße \u2581 日本 😀\n")
+    for start in (True, False):
+        preprocessor = ElitaCausalLMPreprocessor(
+            tokenizers[kind][1], sequence_length=60, add_start_token=start
+        )
+        prompts = preprocessor.generate_preprocess(texts)
+        assert preprocessor.generate_postprocess(prompts) == texts
+
+
+def test_prompts_that_cannot_be(tokenizers: dict) -> None:
+    model = make_model(tokenizers, add_start_token=False)
+    with pytest.raises(ValueError, match="Prompt 1 is empty"):
+        model.generate(["3 and", ""])
+    with pytest.raises(ValueError, match=r"Prompt 0 has \d+ tokens.*max_length.*of 4"):
+        model.generate(["3 and 4 make 7.", "3"], max_length=4)
+
+
+def test_only_the_continuation(tokenizers: dict) -> None:
+    model = randomized(make_model(tokenizers), scale=0.4)
+    model.compile(sampler="greedy")
+    whole = model.generate("3 and", max_length=20, stop_token_ids=None)
+    rest = model.generate("3 and", max_length=20, stop_token_ids=None, strip_prompt=True)
+    assert whole == "3 and" + rest and rest
+
+
+def test_lora_trains_its_factors_only(tokenizers: dict) -> None:
+    model = randomized(make_model(tokenizers), scale=0.2)
+    before = np.array(model({"token_ids": np.ones((1, 5), "int32")}))
+    model.backbone.enable_lora(2)
+    names = sorted(variable.name for variable in model.trainable_variables)
+    assert names == ["lora_kernel_a", "lora_kernel_b"]
+    model.compile(keras.optimizers.Adam(1e-1))
+    model.fit(TEXTS, batch_size=4, verbose=0)
+    assert np.abs(np.array(model({"token_ids": np.ones((1, 5), "int32")})) - before).max() > 1e-4
+
+
+def test_int8_is_close_and_generates(tokenizers: dict) -> None:
+    model = randomized(make_model(tokenizers), scale=0.3)
+    ids = np.array(model.preprocessor.generate_preprocess(TEXTS)["token_ids"])
+    logits, losses = np.array(model({"token_ids": ids})), np.array(model.token_losses(ids, ids))
+    model.quantize("int8")
+    quantized = np.array(model({"token_ids": ids}))
+    assert {"int8"} < {v.dtype for v in model.weights}
+    assert 0 < np.linalg.norm(quantized - logits) < 0.05 * np.linalg.norm(logits)
+    np.testing.assert_allclose(np.array(model.token_losses(ids, ids)), losses, atol=0.1)
+    model.compile(sampler="greedy")
+    assert model.generate("3 and", max_length=12, stop_token_ids=None).startswith("3 and")
