@@ -30,7 +30,12 @@ def merge_slices(x: Any, tokens: Any) -> Any:
 
 
 def map_slices(function: Callable[[Any], Any], num_slices: Any, like: Any) -> Any:
-    """`function(index)` of every slice, stacked; `like` has the shape and dtype of one result."""
+    """`function(index)` of every slice, stacked; `like` has the shape and dtype of one result.
+
+    A single slice takes no loop, which some exports refuse.
+    """
+    if isinstance(num_slices, int) and num_slices == 1:
+        return function(0)[None]
 
     def advance(_: Any, index: Any) -> tuple[Any, Any]:
         result = function(index)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from elita_tf.data import (
     evaluation_windows,
     num_training_windows,
+    stream_windows,
     training_batch,
     training_windows,
 )
@@ -118,3 +119,24 @@ def test_no_python_runs_in_the_threads_of_a_pipeline():
         evaluation_windows(IDS, context_length=4, batch_size=3),
     ):
         assert b"PyFunc" not in dataset._as_serialized_graph().numpy()
+
+
+def test_a_stream_goes_on_and_sees_every_id_once():
+    ids = np.arange(24, dtype=np.uint16)
+    batches = list(stream_windows(ids, context_length=4, batch_size=2).take(5))
+    inputs = np.stack([x["token_ids"] for x, _ in batches])
+    labels = np.stack([y for _, y in batches])
+    expected = [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [12, *range(13, 24), 0]]
+    for row, stream in enumerate(expected):
+        assert inputs[:3, row].ravel().tolist() == stream[:-1]
+        assert labels[:3, row].ravel().tolist() == stream[1:]
+    # Row 1 has gone round the ring by now, and row 0 reads what row 1 began with.
+    assert inputs[3:, 0].ravel().tolist() == inputs[:2, 1].ravel().tolist()
+    assert inputs[3:, 1].ravel().tolist() == list(range(8))
+    resumed = next(iter(stream_windows(ids, context_length=4, batch_size=2, start_step=3)))
+    np.testing.assert_array_equal(resumed[0]["token_ids"], inputs[3])
+
+
+def test_a_stream_needs_a_batch():
+    with pytest.raises(ValueError, match="9 token ids are fewer than the 10"):
+        stream_windows(np.arange(9), context_length=4, batch_size=2)

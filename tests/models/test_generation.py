@@ -227,27 +227,3 @@ def test_a_parked_conversation_goes_on_in_another_process(tmp_path: Path) -> Non
     subprocess.run([sys.executable, "-c", RESUME, str(tmp_path)], check=True)
     expected, _ = model.step(np.array([3, 8]), state)
     helpers.assert_close(np.load(tmp_path / "logits.npy"), np.array(expected), 1e-5)
-
-
-def test_score_is_the_logits_and_their_losses() -> None:
-    model = make_model("hybrid")
-    ids = prompts((LENGTH, LENGTH))["token_ids"]
-    seen = []
-
-    def intercept(x: Any, index: int) -> Any:
-        seen.append(index)
-        return x
-
-    logits = model.score(ids, layer_intercept_fn=intercept)
-    helpers.assert_close(np.array(logits), np.array(model({"token_ids": ids})), 1e-5)
-    assert seen == [-1, 0, 1, 2]
-    losses = model.score(ids[:, :-1], scoring_mode="loss", target_ids=ids[:, 1:])
-    helpers.assert_close(
-        np.array(losses), np.array(model.token_losses(ids[:, :-1], ids[:, 1:])), 1e-5
-    )
-    doubled = model.score(ids, layer_intercept_fn=lambda x, index: 2 * x if index == 0 else x)
-    assert np.abs(np.array(doubled) - np.array(logits)).max() > 0.1
-    with pytest.raises(ValueError, match="'rank'"):
-        model.score(ids, scoring_mode="rank")
-    with pytest.raises(ValueError, match="target_ids"):
-        model.score(ids, scoring_mode="loss")

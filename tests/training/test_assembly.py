@@ -1,4 +1,5 @@
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from assembly import assemble, build_model, build_optimizer, build_schedule, validation_windows
@@ -70,3 +71,41 @@ def test_validation_takes_full_batches_of_64_labels_at_most_two(tiny_recipe, len
     assert len(windows) == batches
     total = sum(float(np.sum(weight)) for _, _, weight in windows)
     assert total == min(64 * batches, length - 1)
+
+
+def test_a_carried_state_trains_on_streams(tiny_recipe):
+    recipe = load_recipe(str(tiny_recipe), ["carry_state=true"])
+    parts = assemble(recipe, None)
+    first, second = (np.array(x["token_ids"]) for x, _ in parts.training.take(2))
+    stream = np.concatenate([first[0], second[0]])
+    np.testing.assert_array_equal(stream, parts.train_ids[: 2 * recipe.context_length])
+    assert parts.model.carried_batch_size == recipe.batch_size
+    losses = parts.model.fit(parts.training, steps_per_epoch=2, epochs=2, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+
+
+def test_embeddings_of_a_gpt2_preset(tiny_recipe, tmp_path):
+    gpt2 = keras_hub.models.GPT2Backbone(
+        vocabulary_size=300,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=9,
+        max_sequence_length=16,
+    )
+    gpt2.save_to_preset(str(tmp_path))
+    overrides = ["learned_positions=true", f"init_embeddings={tmp_path}"]
+    parts = assemble(load_recipe(str(tiny_recipe), overrides), None)
+    expected = keras.ops.convert_to_numpy(gpt2.token_embedding.embeddings)
+    received = keras.ops.convert_to_numpy(parts.model.backbone.token_embedding.embeddings)
+    np.testing.assert_array_equal(received, expected)
+
+
+def test_the_gpt2_row():
+    recipe = load_recipe("gla-gpt2-wikitext2")
+    assert (recipe.hidden_dim, recipe.num_layers, recipe.num_heads) == (768, 12, 4)
+    assert recipe.learned_positions and recipe.init_embeddings == "gpt2"
+    small = {"num_layers": 1, "hidden_dim": 16}
+    overrides = [f"{key}={value}" for key, value in small.items()]
+    model = build_model(load_recipe("gla-gpt2-wikitext2", overrides), 40)
+    assert model.backbone.mixers == ["gla"] and model.backbone.context_length == 64

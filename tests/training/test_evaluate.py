@@ -54,6 +54,15 @@ def test_figures_agree_with_the_logits(evaluated, split, context):
     assert bucket["loss"] == pytest.approx(np.mean(third), rel=1e-5)
 
 
+def test_one_stream_is_one_long_window(evaluated):
+    """With the state carried, the windows do not matter, but for the float32 of the sums."""
+    script.main(["--run_dir", str(evaluated), "--carry_state", "--context", "24"])
+    figures = json.loads((evaluated / "evaluation-test-carried.json").read_text())
+    (losses,) = oracle(evaluated, "test", figures["tokens"])
+    assert figures["carry_state"] is True and len(losses) == figures["tokens"]
+    assert figures["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
 def test_buckets_cover_every_position_once():
     sums, counts = np.arange(1.0, 12), np.full(11, 2.0)
     buckets = script.bucket_losses(sums, counts)

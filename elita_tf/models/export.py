@@ -1,0 +1,187 @@
+"""The language model for use without this package: SavedModel, LiteRT and ONNX (TensorFlow only).
+
+Signatures of the SavedModel, all with named, flat inputs and outputs:
+
+    serve          token_ids (batch, time)                     -> logits (batch, time, vocabulary)
+    initial_state  batch_size ()                               -> the state's leaves
+    prefill        token_ids, padding_mask (batch, time), state -> logits (batch, vocabulary), state
+    step           token_ids (batch,), state                   -> logits (batch, vocabulary), state
+    generate_text  prompts (batch,) of strings, max_length ()  -> texts (batch,)
+
+The leaves of the state are those of `ElitaBackbone.get_initial_state`, by name. `generate_text`,
+with the tokenizer inside, is there if the model has a preprocessor; loading it needs `import
+tensorflow_text`.
+"""
+
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from elita_tf.models.causal_lm import ElitaCausalLM
+
+
+def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
+    """Write a SavedModel that TensorFlow, and TensorFlow Serving, load without this package.
+
+    Args:
+        model: an `ElitaCausalLM`; the sampler that it is compiled with makes the texts.
+        path: the folder to write.
+
+    Raises:
+        ValueError: on another backend than TensorFlow.
+    """
+    _require_tensorflow_backend()
+    token_ids, mask = (tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.bool))
+    state = _state_specs(model, None)
+
+    def serve(token_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"logits": model({"token_ids": token_ids})}
+
+    def prefill(token_ids: tf.Tensor, padding_mask: tf.Tensor, **state: Any) -> dict[str, Any]:
+        logits, state = model.prefill(token_ids, padding_mask, state)
+        return {"logits": logits, **state}
+
+    batch_size = tf.TensorSpec([], tf.int32)
+    functions: list[tuple[Callable, dict[str, tf.TensorSpec]]] = [
+        (serve, {"token_ids": token_ids}),
+        (model.backbone.get_initial_state, {"batch_size": batch_size}),
+        (prefill, {"token_ids": token_ids, "padding_mask": mask, **state}),
+        (_step(model), {"token_ids": tf.TensorSpec([None], tf.int32), **state}),
+    ]
+    names = ["serve", "initial_state", "prefill", "step"]
+    if model.preprocessor is not None:
+        prompts = tf.TensorSpec([None], tf.string)
+        functions.append(
+            (_generate_text(model), {"prompts": prompts, "max_length": tf.TensorSpec([], tf.int32)})
+        )
+        names.append("generate_text")
+    _save(model, path, names, functions)
+
+
+def export_litert(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> None:
+    """Write the one-token step as a LiteRT (TensorFlow Lite) file, with the signature `step`.
+
+    Args:
+        model: an `ElitaCausalLM`.
+        path: the `.tflite` file to write.
+        batch_size: rows of token ids and of every leaf of the state.
+
+    Raises:
+        ValueError: on another backend than TensorFlow.
+    """
+    _require_tensorflow_backend()
+    with tempfile.TemporaryDirectory() as folder:
+        token_ids = tf.TensorSpec([batch_size], tf.int32)
+        specs = {"token_ids": token_ids, **_state_specs(model, batch_size)}
+        _save(model, folder, ["step"], [(_step(model), specs)])
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["step"])
+        Path(path).write_bytes(converter.convert())
+
+
+def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> None:
+    """Write the one-token step as an ONNX file: `token_ids` and the state in, `logits` and it out.
+
+    A leaf of the state comes out under its own name with `_next` behind it, as ONNX has one name
+    space.
+
+    Args:
+        model: an `ElitaCausalLM`.
+        path: the `.onnx` file to write.
+        batch_size: rows of token ids and of every leaf of the state.
+
+    Raises:
+        ImportError: without the extra `onnx`.
+        ValueError: on another backend than TensorFlow.
+    """
+    _require_tensorflow_backend()
+    if find_spec("tf2onnx") is None:
+        raise ImportError('ONNX needs tf2onnx: pip install "elita_tf[onnx]".')
+    import tf2onnx
+
+    state = _state_specs(model, batch_size)
+    step = _step(model)
+
+    def flat_step(token_ids: tf.Tensor, *leaves: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = step(token_ids, **dict(zip(state, leaves, strict=True)))
+        return {name if name == "logits" else f"{name}_next": x for name, x in outputs.items()}
+
+    specs = [tf.TensorSpec([batch_size], tf.int32, "token_ids")]
+    specs += [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in state.items()]
+    tf2onnx.convert.from_function(
+        tf.function(flat_step, input_signature=specs),
+        input_signature=specs,
+        opset=17,
+        output_path=str(path),
+    )
+
+
+def _require_tensorflow_backend() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Exports are TensorFlow graphs, and the Keras backend is {keras.backend.backend()!r}. "
+            "Save the model with `save_to_preset`, and load and export it in a process with "
+            "KERAS_BACKEND=tensorflow."
+        )
+
+
+def _state_specs(model: ElitaCausalLM, batch_size: int | None) -> dict[str, tf.TensorSpec]:
+    leaves = model.backbone.get_initial_state(1)
+    return {name: tf.TensorSpec([batch_size, *x.shape[1:]], x.dtype) for name, x in leaves.items()}
+
+
+def _step(model: ElitaCausalLM) -> Callable[..., dict[str, Any]]:
+    def step(token_ids: tf.Tensor, **state: Any) -> dict[str, Any]:
+        logits, state = model.step(token_ids, state)
+        return {"logits": logits, **state}
+
+    return step
+
+
+def _generate_text(model: ElitaCausalLM) -> Callable[..., dict[str, tf.Tensor]]:
+    preprocessor, tokenizer = model.preprocessor, model.preprocessor.tokenizer
+
+    def generate_text(prompts: tf.Tensor, max_length: tf.Tensor) -> dict[str, tf.Tensor]:
+        rows = tokenizer(prompts)
+        if preprocessor.add_start_token:
+            start = tf.fill([tf.size(prompts), 1], tokenizer.start_token_id)
+            rows = tf.concat([tf.RaggedTensor.from_tensor(start), rows], axis=1)
+        lengths = tf.cast(rows.row_lengths(), tf.int32)
+        message = "Every prompt needs a token at least, and max_length at most."
+        checks = [
+            tf.debugging.assert_positive(lengths, message),
+            tf.debugging.assert_less_equal(lengths, max_length, message),
+        ]
+        with tf.control_dependencies(checks):
+            token_ids = rows.to_tensor()
+        token_ids = tf.pad(token_ids, [[0, 0], [0, max_length - tf.shape(token_ids)[1]]])
+        inputs = {"token_ids": token_ids, "padding_mask": tf.sequence_mask(lengths, max_length)}
+        outputs = model.generate_step(inputs, [tokenizer.end_token_id])
+        return {"texts": preprocessor.generate_postprocess(outputs)}
+
+    return generate_text
+
+
+def _save(
+    model: ElitaCausalLM,
+    path: Path | str,
+    names: list[str],
+    functions: list[tuple[Callable, dict[str, tf.TensorSpec]]],
+) -> None:
+    module = tf.Module()
+    signatures = {
+        name: tf.function(function).get_concrete_function(**specs)
+        for name, (function, specs) in zip(names, functions, strict=True)
+    }
+    # What the graphs read and TensorFlow must save with them.
+    module.variables_read = [variable.value for variable in model.variables]
+    if model.preprocessor is not None:
+        kinds = (tf.Module, tf.saved_model.experimental.TrackableResource)
+        resources = vars(model.preprocessor.tokenizer).values()
+        module.resources = [resource for resource in resources if isinstance(resource, kinds)]
+        module.seeds = [variable.value for variable in model.sampler.variables]
+    tf.saved_model.save(module, str(path), signatures=signatures)

@@ -1,0 +1,189 @@
+"""Exports: what a process without this package computes is what the live model computes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from elita_tf.models import (
+    ElitaBackbone,
+    ElitaCausalLM,
+    ElitaCausalLMPreprocessor,
+    ElitaGPT2Tokenizer,
+    architectures,
+    export,
+)
+from tests import helpers
+from tests.helpers import randomized
+
+CONTEXT, STEPS = 6, 64
+EVERY = pytest.mark.parametrize("name", [*sorted(architectures), "learned_positions"])
+PROMPTS = ["3 and 4", "So they\ndo"]
+
+# What a stranger does: no package but TensorFlow, and TensorFlow Text for the strings.
+STRANGER = """
+import sys
+
+sys.modules.update(dict.fromkeys(["elita_tf", "keras_hub"]))  # cannot be imported
+import json
+import numpy as np
+import tensorflow as tf
+import tensorflow_text
+
+folder = sys.argv[1]
+served = tf.saved_model.load(folder + "/model").signatures
+ids = tf.constant(np.load(folder + "/ids.npy"))
+outputs = {"serve": served["serve"](token_ids=ids)["logits"]}
+state = served["initial_state"](batch_size=tf.constant(2))
+mask = tf.constant([[True] * 5, [False] * 2 + [True] * 3])
+results = served["prefill"](token_ids=ids[:, :5], padding_mask=mask, **state)
+outputs["prefill"] = results.pop("logits")
+results = served["step"](token_ids=ids[:, 5], **results)
+outputs["step"] = results.pop("logits")
+np.savez(folder + "/outputs.npz", **outputs, **results)
+if len(sys.argv) > 2:
+    prompts = tf.constant(json.loads(sys.argv[2]))
+    texts = served["generate_text"](prompts=prompts, max_length=tf.constant(15))["texts"]
+    print(json.dumps([text.decode() for text in texts.numpy()]))
+"""
+
+
+def make_model(name: str, preprocessor: Any = None) -> ElitaCausalLM:
+    keras.utils.set_random_seed(3)
+    changes = {"learned_positions": True} if name == "learned_positions" else {}
+    base = architectures["gla" if name == "learned_positions" else name]
+    sizes = {"hidden_dim": 16, "context_length": CONTEXT}
+    if name != "hybrid":
+        sizes["num_layers"] = 1
+    vocabulary = preprocessor.tokenizer.vocabulary_size() if preprocessor else 23
+    model = ElitaCausalLM(ElitaBackbone(vocabulary, **{**base, **sizes, **changes}), preprocessor)
+    model.compile(sampler="greedy", run_eagerly=True)
+    return randomized(model, scale=0.4)
+
+
+def served_by_a_stranger(model: ElitaCausalLM, folder: Path, *prompts: str) -> list[str]:
+    """Checks the numbers; returns the texts."""
+    size = min(model.backbone.vocabulary_size, 23)
+    ids = np.random.default_rng(1).integers(0, size, (2, 8)).astype("int32")
+    np.save(folder / "ids.npy", ids)
+    export.export_saved_model(model, folder / "model")
+    texts = [json.dumps(prompts)] if prompts else []
+    command = [sys.executable, "-c", STRANGER, str(folder), *texts]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    served = dict(np.load(folder / "outputs.npz"))
+    helpers.assert_close(served.pop("serve"), np.array(model({"token_ids": ids})), 1e-5)
+    mask = np.array([[True] * 5, [False] * 2 + [True] * 3])
+    logits, state = model.prefill(ids[:, :5], mask)
+    helpers.assert_close(served.pop("prefill"), np.array(logits), 1e-5)
+    logits, state = model.step(ids[:, 5], state)
+    helpers.assert_close(served.pop("step"), np.array(logits), 1e-5)
+    assert set(served) == set(state)
+    for leaf, value in state.items():
+        helpers.assert_close(served[leaf], np.array(value), 1e-5)
+    return json.loads(printed) if prompts else []
+
+
+@EVERY
+def test_saved_model_elsewhere(name: str, tmp_path: Path) -> None:
+    assert served_by_a_stranger(make_model(name), tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["lossless", "default"])
+def test_texts_elsewhere(tokenizers: dict, kind: str, tmp_path: Path) -> None:
+    preprocessor = ElitaCausalLMPreprocessor(
+        tokenizers[kind][1], sequence_length=15, add_start_token=kind == "default"
+    )
+    model = make_model("elita_query", preprocessor)
+    texts = served_by_a_stranger(model, tmp_path, *PROMPTS)
+    assert texts == model.generate(PROMPTS, max_length=15)
+    assert all(text.startswith(prompt) for text, prompt in zip(texts, PROMPTS, strict=True))
+    generate_text = tf.saved_model.load(tmp_path / "model").signatures["generate_text"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="max_length"):
+        generate_text(prompts=tf.constant(PROMPTS), max_length=tf.constant(3))
+
+
+def test_gpt2_texts_elsewhere(tmp_path: Path) -> None:
+    tokens = ["<|endoftext|>", *"3ando4Sthey", "Ġ", "Ċ", "an", "Ġan", "th"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = ElitaGPT2Tokenizer(vocabulary, ["a n", "Ġ an", "t h"])
+    preprocessor = ElitaCausalLMPreprocessor(tokenizer, sequence_length=15)
+    model = make_model("gla", preprocessor)
+    texts = served_by_a_stranger(model, tmp_path, *PROMPTS)
+    assert texts == model.generate(PROMPTS, max_length=15)
+
+
+def test_random_samples_differ(tokenizers: dict, tmp_path: Path) -> None:
+    preprocessor = ElitaCausalLMPreprocessor(tokenizers["lossless"][1], sequence_length=15)
+    model = make_model("elita", preprocessor)
+    model.compile(sampler="random")
+    export.export_saved_model(model, tmp_path)
+    generate_text = tf.saved_model.load(tmp_path).signatures["generate_text"]
+    arguments = {"prompts": tf.constant(PROMPTS[:1]), "max_length": tf.constant(30)}
+    texts = {generate_text(**arguments)["texts"].numpy()[0] for _ in range(3)}
+    assert len(texts) == 3
+
+
+def chain(model: ElitaCausalLM, step: Callable[[dict], dict]) -> None:
+    """Compares a chain of steps with the model's own."""
+    live = model.backbone.get_initial_state(1)
+    other = {name: np.array(leaf) for name, leaf in live.items()}
+    for token in np.random.default_rng(4).integers(0, 23, STEPS):
+        ids = np.array([token], "int32")
+        logits, live = model.step(ids, live)
+        outputs = step({"token_ids": ids, **other})
+        helpers.assert_close(outputs.pop("logits"), np.array(logits), 1e-4)
+        assert set(outputs) == set(live)
+        other = outputs
+
+
+@EVERY
+def test_litert(name: str, tmp_path: Path) -> None:
+    interpreter_module = pytest.importorskip("ai_edge_litert.interpreter")
+    model = make_model(name)
+    export.export_litert(model, tmp_path / "step.tflite")
+    interpreter = interpreter_module.Interpreter(str(tmp_path / "step.tflite"))
+    step = interpreter.get_signature_runner("step")
+    chain(model, lambda inputs: step(**inputs))
+    content = (tmp_path / "step.tflite").read_bytes()
+    assert b"Flex" not in content
+
+
+@EVERY
+def test_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = make_model(name)
+    export.export_onnx(model, tmp_path / "step.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    names = [output.name for output in session.get_outputs()]
+
+    def step(inputs: dict) -> dict:
+        outputs = dict(zip(names, session.run(None, inputs), strict=True))
+        return {name.removesuffix("_next"): value for name, value in outputs.items()}
+
+    chain(model, step)
+
+
+@EVERY
+def test_step_under_xla(name: str) -> None:
+    model = make_model(name)
+    step = tf.function(model.step, jit_compile=True)
+
+    def compiled(inputs: dict) -> dict:
+        logits, state = step(inputs.pop("token_ids"), inputs)
+        return {"logits": np.array(logits), **state}
+
+    chain(model, compiled)
+
+
+def test_onnx_without_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"elita_tf\[onnx\]"):
+        export.export_onnx(make_model("gla"), tmp_path / "step.onnx")

@@ -1,0 +1,62 @@
+import generate as script
+import keras_hub
+import numpy as np
+import pytest
+from assembly import load_run
+
+from elita_tf.data import load_tokenizer
+
+
+def sample(capsys, *arguments):
+    script.main([*arguments, "--max_length", "14"])
+    return capsys.readouterr().out.rsplit("\n", 2)[0]
+
+
+@pytest.fixture(scope="module")
+def model(run_dir):
+    return load_run(run_dir)
+
+
+def test_a_run_and_its_preset_say_the_same(run_dir, capsys):
+    arguments = ["--prompt", "3 plus", "--seed", "5"]
+    of_run = sample(capsys, "--run_dir", str(run_dir), *arguments)
+    of_preset = sample(capsys, "--preset", str(run_dir / "preset"), *arguments)
+    assert of_run == of_preset and of_run.startswith("3 plus") and len(of_run) > 8
+    other = sample(capsys, "--run_dir", str(run_dir), "--prompt", "3 plus", "--seed", "6")
+    assert other != of_run
+
+
+def test_the_stream_is_what_generate_makes(model):
+    sampler = keras_hub.samplers.GreedySampler()
+    pieces = list(script.stream(model, "3 plus", 14, sampler))
+    model.compile(sampler="greedy", run_eagerly=True)
+    assert "".join(pieces) == model.generate("3 plus", max_length=14, stop_token_ids=None)
+    assert pieces[0] == "3 plus"
+
+
+def test_a_character_of_several_bytes_comes_whole(model, run_dir, monkeypatch):
+    tokens = load_tokenizer(run_dir / "tokenizer").encode("\u65e5").tolist()
+    assert len(tokens) > 1
+    given = iter(tokens)
+    sampler = keras_hub.samplers.GreedySampler()
+    monkeypatch.setattr(sampler, "get_next_token", lambda probabilities: np.array([next(given)]))
+    length = len(load_tokenizer(run_dir / "tokenizer").encode("3"))
+    pieces = list(script.stream(model, "3", length + len(tokens), sampler))
+    assert pieces == ["3", "\u65e5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "Prompt 0 is empty"),
+        (["--prompt", "3 plus 4 is 7, is it not?", "--max_length", "4"], "max_length"),
+        (["--temperature", "0"], "--temperature"),
+        (["--run_dir", "/nowhere"], "nowhere"),
+        (["--preset", "/nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_stop(run_dir, capsys, arguments, message):
+    source = [] if arguments[0] in ("--run_dir", "--preset") else ["--run_dir", str(run_dir)]
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*source, *arguments])
+    assert message in capsys.readouterr().err
