@@ -46,7 +46,8 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
 
     >>> import numpy as np
     >>> from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
-    >>> backbone = ElitaBackbone(vocabulary_size=50, **architectures["elita_query"])
+    >>> arguments = {**architectures["elita_query"], "num_layers": 1}
+    >>> backbone = ElitaBackbone(vocabulary_size=50, **arguments)
     >>> model = ElitaCausalLM(backbone)
     >>> windows = np.arange(2 * 9).reshape(2, 9) % 50
     >>> history = model.fit({"token_ids": windows[:, :-1]}, windows[:, 1:], verbose=0)

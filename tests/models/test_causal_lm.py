@@ -15,6 +15,8 @@ VOCABULARY, BATCH, TIME = 23, 4, 9
 
 def small_model(name: str = "elita_query", **kwargs: Any) -> ElitaCausalLM:
     sizes = {"hidden_dim": 16, "context_length": TIME, "vocabulary_size": VOCABULARY}
+    if name != "hybrid":
+        sizes["num_layers"] = 1
     return ElitaCausalLM(ElitaBackbone(**{**architectures[name], **sizes, **kwargs}))
 
 
@@ -62,7 +64,7 @@ def test_one_step_trains_as_with_the_logits(tie_embeddings: bool) -> None:
         np.testing.assert_allclose(fused, materialised, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", sorted(architectures))
+@pytest.mark.parametrize("name", ["elita", "hybrid"])
 def test_overfits_one_batch(name: str) -> None:
     model = small_model(name)
     model.compile(keras.optimizers.Adam(1e-2))

@@ -172,7 +172,7 @@ def test_prefill_and_steps_give_the_logits_of_the_whole(name: str) -> None:
 def test_prefill_knows_padding_on_either_side_and_goes_on_from_a_state(name: str) -> None:
     model = make_model(name)
     inputs = prompts((9, 4))
-    sides = {k: np.stack([np.roll(x[0], 6), x[1]]) for k, x in inputs.items()}
+    sides = {k: np.stack([np.roll(x[0], LENGTH - 9), x[1]]) for k, x in inputs.items()}
     logits, state = model.prefill(sides["token_ids"], sides["padding_mask"])
     for row, length in enumerate((9, 4)):
         ids = inputs["token_ids"][row : row + 1, :length]
