@@ -90,7 +90,7 @@ def served_by_a_stranger(model: ElitaCausalLM, folder: Path, *prompts: str) -> l
     return json.loads(printed) if prompts else []
 
 
-@EVERY
+@pytest.mark.parametrize("name", ["hybrid", "learned_positions", "transformer"])
 def test_saved_model_elsewhere(name: str, tmp_path: Path) -> None:
     assert served_by_a_stranger(make_model(name), tmp_path) == []
 
