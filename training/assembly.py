@@ -1,5 +1,6 @@
 """From a recipe to its data, its model and its optimizer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,6 +91,18 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
     return ElitaCausalLM(backbone, carried_batch_size=carried, compile=False)
 
 
+def compiled(function: Callable) -> Callable:
+    """The function as a TensorFlow graph; on another backend, as it is."""
+    return tf.function(function) if keras.backend.backend() == "tensorflow" else function
+
+
+def load_trained(run_dir: Path, recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
+    """The model of a run, for token ids, with its best weights, or else its last ones."""
+    model = build_model(recipe, vocabulary_size)
+    model.load_weights(KeepWeights(run_dir).best_so_far)
+    return model
+
+
 def load_run(run_dir: Path) -> ElitaCausalLM:
     """The model of a run folder for use: its best weights, and strings as inputs.
 
@@ -98,8 +111,7 @@ def load_run(run_dir: Path) -> ElitaCausalLM:
     """
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     tokenizer = hub_tokenizer(run_dir / "tokenizer")
-    trained = build_model(recipe, tokenizer.vocabulary_size())
-    trained.load_weights(KeepWeights(run_dir).best_so_far)
+    trained = load_trained(run_dir, recipe, tokenizer.vocabulary_size())
     # Training windows are cut from running text: no token marks a start or an end.
     preprocessor = ElitaCausalLMPreprocessor(
         tokenizer, recipe.context_length, add_start_token=False, add_end_token=False

@@ -10,8 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import run_folder
-import tensorflow as tf
-from assembly import build_model
+from assembly import compiled, load_trained
 from recipe import load_recipe
 
 from elita_tf.callbacks import KeepWeights
@@ -46,8 +45,7 @@ def losses_by_position(
             return model.token_losses_with_state(inputs["token_ids"], labels, state)
         return model.token_losses(inputs["token_ids"], labels), state
 
-    if keras.backend.backend() == "tensorflow":
-        score = tf.function(score)
+    score = compiled(score)
     sums, counts = np.zeros(context_length), np.zeros(context_length)
     for inputs, labels, weights in evaluation_windows(
         token_ids, context_length=context_length, batch_size=batch_size
@@ -103,9 +101,7 @@ def evaluate_run(
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     text = load_corpus(recipe.corpus, data_dir)[split]
-    model = build_model(recipe, tokenizer.vocabulary_size)
-    weights = KeepWeights(run_dir).best_so_far
-    model.load_weights(weights)
+    model = load_trained(run_dir, recipe, tokenizer.vocabulary_size)
     context_length = context_length or recipe.context_length
     # As many tokens a batch as in training, so that the memory needed stays about the same.
     batch_size = max(1, recipe.batch_size * recipe.context_length // context_length)
@@ -116,7 +112,7 @@ def evaluate_run(
         "split": split,
         "context": context_length,
         "carry_state": carry_state,
-        "weights": weights.name,
+        "weights": KeepWeights(run_dir).best_so_far.name,
     }
 
 

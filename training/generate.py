@@ -10,7 +10,7 @@ import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
-from assembly import load_run
+from assembly import compiled, load_run
 
 from elita_tf.models import ElitaCausalLM
 
@@ -51,26 +51,22 @@ def stream(
         np.roll(keras.ops.convert_to_numpy(inputs[name]), -length, axis=1)
         for name in ("token_ids", "padding_mask")
     )
-    prefill, step = (_compiled(function) for function in (model.prefill, model.step))
-    ids = token_ids[mask].tolist()
-    text = preprocessor.tokenizer.detokenize([ids])[0]
-    yield text
+    prefill, step = compiled(model.prefill), compiled(model.step)
+    # Ids whose text is out, as context for what comes, and ids whose text is not.
+    shown, pending = token_ids[mask].tolist(), []
+    yield preprocessor.tokenizer.detokenize([shown])[0]
     logits, state = prefill(token_ids, mask)
     for position in range(length, max_length):
         probabilities = sampler.compute_probabilities(logits)
         token = keras.ops.cast(sampler.get_next_token(probabilities), "int32")
-        ids.append(int(token[0]))
-        so_far = preprocessor.tokenizer.detokenize([ids])[0]
+        pending.append(int(token[0]))
+        before, text = preprocessor.tokenizer.detokenize([shown, shown + pending])
         # A character of several bytes is shown when its last byte has come.
-        if not so_far.endswith("\ufffd") or position == max_length - 1:
-            yield so_far[len(text) :]
-            text = so_far
+        if not text.endswith("\ufffd") or position == max_length - 1:
+            yield text[len(before) :]
+            shown, pending = pending, []
         if position < max_length - 1:
             logits, state = step(token, state)
-
-
-def _compiled(function: Callable) -> Callable:
-    return tf.function(function) if keras.backend.backend() == "tensorflow" else function
 
 
 def load_model(options: argparse.Namespace) -> ElitaCausalLM:

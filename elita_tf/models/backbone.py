@@ -98,6 +98,7 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocabulary_size, hidden_dim, tie_embeddings, dtype=dtype, name="token_embedding"
         )
+        self.position_embedding = None
         if learned_positions:
             self.position_embedding = LearnedPositions(
                 context_length, hidden_dim, dtype=dtype, name="position_embedding"
@@ -117,10 +118,8 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         # === Functional model ===
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask", optional=True)
-        x = self.token_embedding(token_ids)
-        if learned_positions:
-            x = x + self.position_embedding(token_ids, mask=padding_mask)
-        hidden_states = self._decode(x, lambda mixer, x: mixer(x, mask=padding_mask))
+        embedded = self._embed(token_ids, padding_mask)
+        hidden_states = self._decode(embedded, lambda mixer, x: mixer(x, mask=padding_mask))
         super().__init__(
             inputs={"token_ids": token_ids, "padding_mask": padding_mask},
             outputs=hidden_states,
@@ -144,6 +143,13 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         self.context_length = context_length
         self.tie_embeddings = tie_embeddings
         self.learned_positions = learned_positions
+
+    def _embed(self, token_ids: Any, mask: Any, offset: Any = None) -> Any:
+        """The embedding, wired once; `offset` (batch,) counts the positions before these."""
+        x = self.token_embedding(token_ids)
+        if self.position_embedding is None:
+            return x
+        return x + self.position_embedding(token_ids, mask=mask, offset=offset)
 
     def _decode(
         self,
@@ -177,9 +183,8 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
             training: whether dropout is on.
         """
         token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
-        x, new_state = self.token_embedding(token_ids), {}
+        new_state = {}
         if self.learned_positions:
-            x = x + self.position_embedding(token_ids, mask=mask, offset=state["position"])
             new_state["position"] = positions_of(token_ids, state["position"], mask)[1]
 
         def mix(mixer: keras.layers.Layer, x: Any) -> Any:
@@ -189,7 +194,8 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
             new_state.update({prefix + leaf: value for leaf, value in own.items()})
             return outputs
 
-        hidden_states = self._decode(x, mix, intercept, training)
+        embedded = self._embed(token_ids, mask, state.get("position"))
+        hidden_states = self._decode(embedded, mix, intercept, training)
         require_state(self, state, set(new_state))
         return hidden_states, new_state
 

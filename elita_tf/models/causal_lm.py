@@ -155,7 +155,7 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         token_ids: Any,
         padding_mask: Any = None,
         scoring_mode: str = "logits",
-        layer_intercept_fn: Callable[[Any, int], Any] = lambda x, index: x,
+        layer_intercept_fn: Callable[[Any, int], Any] | None = None,
         target_ids: Any = None,
     ) -> Any:
         """The logits, or the losses, of given ids, as KerasHub's models score them.
@@ -164,8 +164,8 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
             token_ids: (batch, time).
             padding_mask: optional boolean (batch, time).
             scoring_mode: "logits" or "loss".
-            layer_intercept_fn: `(x, index) -> x`, applied to the embeddings (index -1) and to the
-                output of every block.
+            layer_intercept_fn: optional `(x, index) -> x`, applied to the embeddings (index -1) and
+                to the output of every block.
             target_ids: (batch, time), for "loss".
 
         Returns:
@@ -182,7 +182,8 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
             raise ValueError("`scoring_mode='loss'` compares with `target_ids`; received None.")
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
         state = self.backbone.get_initial_state(ops.shape(token_ids)[0])
-        hidden_states, _ = self.backbone.call_with_state(inputs, state, layer_intercept_fn)
+        intercept = layer_intercept_fn or (lambda x, index: x)
+        hidden_states, _ = self.backbone.call_with_state(inputs, state, intercept)
         if scoring_mode == "loss":
             return token_cross_entropy(hidden_states, self.backbone.output_kernel, target_ids)
         return self.backbone.token_embedding(hidden_states, reverse=True)

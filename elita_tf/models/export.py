@@ -24,6 +24,11 @@ import tensorflow as tf
 
 from elita_tf.models.causal_lm import ElitaCausalLM
 
+# A function, and what it takes by name.
+_Endpoint = tuple[Callable[..., dict[str, Any]], dict[str, tf.TensorSpec]]
+# ONNX Runtime reads it since 1.12; the step needs nothing newer.
+_ONNX_OPSET = 17
+
 
 def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
     """Write a SavedModel that TensorFlow, and TensorFlow Serving, load without this package.
@@ -46,21 +51,17 @@ def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
         logits, state = model.prefill(token_ids, padding_mask, state)
         return {"logits": logits, **state}
 
-    batch_size = tf.TensorSpec([], tf.int32)
-    functions: list[tuple[Callable, dict[str, tf.TensorSpec]]] = [
-        (serve, {"token_ids": token_ids}),
-        (model.backbone.get_initial_state, {"batch_size": batch_size}),
-        (prefill, {"token_ids": token_ids, "padding_mask": mask, **state}),
-        (_step(model), {"token_ids": tf.TensorSpec([None], tf.int32), **state}),
-    ]
-    names = ["serve", "initial_state", "prefill", "step"]
+    count = tf.TensorSpec([], tf.int32)
+    endpoints: dict[str, _Endpoint] = {
+        "serve": (serve, {"token_ids": token_ids}),
+        "initial_state": (model.backbone.get_initial_state, {"batch_size": count}),
+        "prefill": (prefill, {"token_ids": token_ids, "padding_mask": mask, **state}),
+        "step": (_step(model), {"token_ids": tf.TensorSpec([None], tf.int32), **state}),
+    }
     if model.preprocessor is not None:
-        prompts = tf.TensorSpec([None], tf.string)
-        functions.append(
-            (_generate_text(model), {"prompts": prompts, "max_length": tf.TensorSpec([], tf.int32)})
-        )
-        names.append("generate_text")
-    _save(model, path, names, functions)
+        specs = {"prompts": tf.TensorSpec([None], tf.string), "max_length": count}
+        endpoints["generate_text"] = (_generate_text(model), specs)
+    _save(model, path, endpoints)
 
 
 def export_litert(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> None:
@@ -78,7 +79,7 @@ def export_litert(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -
     with tempfile.TemporaryDirectory() as folder:
         token_ids = tf.TensorSpec([batch_size], tf.int32)
         specs = {"token_ids": token_ids, **_state_specs(model, batch_size)}
-        _save(model, folder, ["step"], [(_step(model), specs)])
+        _save(model, folder, {"step": (_step(model), specs)})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["step"])
         Path(path).write_bytes(converter.convert())
 
@@ -115,7 +116,7 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
     tf2onnx.convert.from_function(
         tf.function(flat_step, input_signature=specs),
         input_signature=specs,
-        opset=17,
+        opset=_ONNX_OPSET,
         output_path=str(path),
     )
 
@@ -166,16 +167,11 @@ def _generate_text(model: ElitaCausalLM) -> Callable[..., dict[str, tf.Tensor]]:
     return generate_text
 
 
-def _save(
-    model: ElitaCausalLM,
-    path: Path | str,
-    names: list[str],
-    functions: list[tuple[Callable, dict[str, tf.TensorSpec]]],
-) -> None:
+def _save(model: ElitaCausalLM, path: Path | str, endpoints: dict[str, _Endpoint]) -> None:
     module = tf.Module()
     signatures = {
         name: tf.function(function).get_concrete_function(**specs)
-        for name, (function, specs) in zip(names, functions, strict=True)
+        for name, (function, specs) in endpoints.items()
     }
     # What the graphs read and TensorFlow must save with them.
     module.variables_read = [variable.value for variable in model.variables]

@@ -7,6 +7,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+# Below it a graph would be compiled again to save next to nothing.
 _SHORTEST_BUCKET = 64
 
 

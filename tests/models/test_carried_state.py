@@ -46,8 +46,6 @@ def test_no_gradient_goes_into_the_batch_before(name: str) -> None:
     model, ids = make_model(name), stream()
     twin = make_model(name, carried=None)
     x, y = {"token_ids": ids[:, TIME:-1]}, ids[:, TIME + 1 :]
-    for each in (model, twin):
-        each.compile(keras.optimizers.SGD(0.1))
     model.compile(keras.optimizers.SGD(0.0))
     model.train_on_batch({"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1])
     constant = {k: helpers.leaves(v)[0] for k, v in model.carried_state.read().items()}
