@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from elita_tf.data import (
     load_tokenizer,
 )
 from elita_tf.models import ElitaCausalLM
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def losses_by_position(
@@ -47,6 +52,7 @@ def losses_by_position(
 
     score = compiled(score)
     sums, counts = np.zeros(context_length), np.zeros(context_length)
+    reported = time.monotonic()
     for inputs, labels, weights in evaluation_windows(
         token_ids, context_length=context_length, batch_size=batch_size
     ):
@@ -54,6 +60,9 @@ def losses_by_position(
         losses = keras.ops.convert_to_numpy(losses)
         sums += np.sum(losses * weights.numpy(), axis=0, dtype=np.float64)
         counts += np.sum(weights.numpy(), axis=0, dtype=np.float64)
+        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+            reported = time.monotonic()
+            logger.info("Evaluating: %d of %d tokens", counts.sum(), len(token_ids) - 1)
     return sums, counts
 
 

@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import keras_hub
@@ -29,44 +29,98 @@ SAMPLERS: dict[str, Callable[[float, int | None], keras_hub.samplers.Sampler]] =
 }
 
 
+class Decoder(NamedTuple):
+    """What a stream needs: of a live model, or of a SavedModel.
+
+    tokenize: (prompt, max_length) -> `token_ids` and `padding_mask`, (1, max_length).
+    detokenize: (`token_ids`, `padding_mask`) -> the text of every row.
+    prefill: (`token_ids`, `padding_mask`) -> (logits, state).
+    step: (`token_ids`, state) -> (logits, state).
+    """
+
+    tokenize: Callable[[str, int], dict[str, Any]]
+    detokenize: Callable[[np.ndarray, np.ndarray], list[str]]
+    prefill: Callable[[np.ndarray, np.ndarray], tuple[Any, dict[str, Any]]]
+    step: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+
+
+def live(model: ElitaCausalLM) -> Decoder:
+    """The decoder of a model with a preprocessor."""
+    return Decoder(
+        tokenize=lambda *prompt: model.preprocessor.generate_preprocess(prompt[:1], prompt[1]),
+        detokenize=lambda token_ids, mask: model.preprocessor.generate_postprocess(
+            {"token_ids": token_ids, "padding_mask": mask}
+        ),
+        prefill=compiled(model.prefill),
+        step=compiled(model.step),
+    )
+
+
+def served(folder: Path) -> Decoder:
+    """The decoder of a SavedModel that `export.py` wrote."""
+    import tensorflow_text  # noqa: F401, registers the tokenizer's operations
+
+    module = tf.saved_model.load(folder)
+    call: Any = module.signatures
+
+    def tokenize(prompt: str, max_length: int) -> dict[str, Any]:
+        return call["tokenize"](prompts=tf.constant([prompt]), max_length=tf.constant(max_length))
+
+    def detokenize(token_ids: np.ndarray, mask: np.ndarray) -> list[str]:
+        arguments = {"token_ids": tf.constant(token_ids), "padding_mask": tf.constant(mask)}
+        return [text.decode() for text in call["detokenize"](**arguments)["texts"].numpy()]
+
+    def prefill(token_ids: np.ndarray, mask: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        state = call["initial_state"](batch_size=tf.constant(1))
+        arguments = {"token_ids": tf.constant(token_ids), "padding_mask": tf.constant(mask)}
+        state = call["prefill"](**arguments, **state)
+        return state.pop("logits"), state
+
+    def step(token_ids: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        state = call["step"](token_ids=token_ids, **state)
+        return state.pop("logits"), state
+
+    return Decoder(tokenize, detokenize, prefill, step)
+
+
 def stream(
-    model: ElitaCausalLM, prompt: str, max_length: int, sampler: keras_hub.samplers.Sampler
+    decoder: Decoder, prompt: str, max_length: int, sampler: keras_hub.samplers.Sampler
 ) -> Iterator[str]:
-    """The prompt, and then the text of every token that the model adds.
+    """The prompt, and then the text of every token that the decoder adds.
 
     Args:
-        model: with a preprocessor.
+        decoder: `live` or `served`.
         prompt: at least one token.
         max_length: tokens of prompt and continuation.
         sampler: chooses a token from the distribution of the next one.
 
     Raises:
-        ValueError: an empty prompt, or one of more than `max_length` tokens.
+        ValueError, tf.errors.InvalidArgumentError: an empty prompt, or one of more than
+            `max_length` tokens.
     """
-    preprocessor = model.preprocessor
-    inputs = preprocessor.generate_preprocess([prompt], sequence_length=max_length)
-    # Padding goes before the prompt, so that prompts of any length share one graph.
-    length = int(np.sum(inputs["padding_mask"]))
+    inputs = decoder.tokenize(prompt, max_length)
     token_ids, mask = (
-        np.roll(keras.ops.convert_to_numpy(inputs[name]), -length, axis=1)
-        for name in ("token_ids", "padding_mask")
+        keras.ops.convert_to_numpy(inputs[name]) for name in ("token_ids", "padding_mask")
     )
-    prefill, step = compiled(model.prefill), compiled(model.step)
+    yield decoder.detokenize(token_ids, mask)[0]
     # Ids whose text is out, as context for what comes, and ids whose text is not.
     shown, pending = token_ids[mask].tolist(), []
-    yield preprocessor.tokenizer.detokenize([shown])[0]
-    logits, state = prefill(token_ids, mask)
+    # Padding goes before the prompt, so that prompts of any length share one graph.
+    length = len(shown)
+    logits, state = decoder.prefill(*(np.roll(x, -length, axis=1) for x in (token_ids, mask)))
     for position in range(length, max_length):
         probabilities = sampler.compute_probabilities(logits)
         token = keras.ops.cast(sampler.get_next_token(probabilities), "int32")
         pending.append(int(token[0]))
-        before, text = preprocessor.tokenizer.detokenize([shown, shown + pending])
+        both = np.array([shown + pending] * 2, "int32")
+        seen = np.arange(both.shape[1]) < np.array([[len(shown)], [both.shape[1]]])
+        before, text = decoder.detokenize(both, seen)
         # A character of several bytes is shown when its last byte has come.
         if not text.endswith("\ufffd") or position == max_length - 1:
             yield text[len(before) :]
             shown, pending = pending, []
         if position < max_length - 1:
-            logits, state = step(token, state)
+            logits, state = decoder.step(token, state)
 
 
 def load_model(options: argparse.Namespace) -> ElitaCausalLM:
@@ -74,16 +128,6 @@ def load_model(options: argparse.Namespace) -> ElitaCausalLM:
     if options.preset is None:
         return load_run(options.run_dir)
     return ElitaCausalLM.from_preset(str(options.preset))
-
-
-def served_text(folder: Path, prompt: str, max_length: int) -> str:
-    """The text that a SavedModel generates, all at once."""
-    import tensorflow_text  # noqa: F401, registers the tokenizer's operations
-
-    served = tf.saved_model.load(folder)
-    generate: Any = served.signatures["generate_text"]
-    outputs = generate(prompts=tf.constant([prompt]), max_length=tf.constant(max_length))
-    return outputs["texts"][0].numpy().decode()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,15 +146,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.temperature <= 0:
         parser.error(f"--temperature {options.temperature}: expected a number above 0")
     try:
-        if options.saved_model:
-            print(served_text(options.saved_model, options.prompt, options.max_length))
-            return
+        decoder = served(options.saved_model) if options.saved_model else live(load_model(options))
         sampler = SAMPLERS[options.sampler](options.temperature, options.seed)
         times = []
-        for piece in stream(load_model(options), options.prompt, options.max_length, sampler):
+        for piece in stream(decoder, options.prompt, options.max_length, sampler):
             print(piece, end="", flush=True)
             times.append(time.perf_counter())
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, tf.errors.InvalidArgumentError) as error:
         parser.error(str(error))
     print()
     # The first two tokens wait for the tracing of their graphs.

@@ -14,7 +14,7 @@ import keras
 import run_folder
 from assembly import Parts, assemble, load_run
 from evaluate import losses_by_position, report
-from generate import SAMPLERS, stream
+from generate import SAMPLERS, live, stream
 from recipe import Recipe, load_recipe
 
 from elita_tf.callbacks import KeepWeights, LossPlot, StopOnSignal, TrainingLog
@@ -73,7 +73,7 @@ def keep_for_use(run_dir: Path) -> None:
     """Writes what the run is for: `preset`, and a text in `sample.txt`."""
     model = load_run(run_dir)
     model.save_to_preset(str(run_dir / "preset"))
-    sample = "".join(stream(model, "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
+    sample = "".join(stream(live(model), "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
     (run_dir / "sample.txt").write_text(sample, encoding="utf-8")
     print(f"A sample of {SAMPLE_TOKENS} tokens: {sample}")
 

@@ -1,10 +1,11 @@
-"""Where downloaded and derived files are kept, and how a file is written whole or not at all."""
+"""Where downloaded and derived files are kept, and how a file is fetched, or written whole."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_root() -> Path:
@@ -52,3 +53,35 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hub_file(repository: str, name: str, sha256: str, instead: str, **where: Any) -> Path:
+    """A pinned file of the Hugging Face hub, from the hub's own cache or downloaded.
+
+    Args:
+        repository: "owner/name".
+        name: the file's path in it.
+        sha256: of its content, hexadecimal.
+        instead: what the user can do without it, for messages.
+        **where: of `huggingface_hub.hf_hub_download`: the revision, the kind of repository.
+
+    Raises:
+        OSError: it cannot be downloaded.
+        ValueError: it is not the pinned one.
+    """
+    import huggingface_hub
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repository, name, **where))
+    except OSError as error:
+        raise OSError(
+            f"{name} of {repository} could not be downloaded ({error}). Connect to the network, "
+            f"or {instead}."
+        ) from error
+    received = file_sha256(path)
+    if received != sha256:
+        raise ValueError(
+            f"{path} has sha256 {received}, expected {sha256}. Delete it and try again, or "
+            f"{instead}."
+        )
+    return path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elita_tf.data.cache import atomic_path, cache_root, file_sha256
+from elita_tf.data.cache import atomic_path, cache_root, file_sha256, hub_file
 from elita_tf.data.tokenizer_base import Tokenizer
 
 REPOSITORY = "openai-community/gpt2"
@@ -92,18 +92,13 @@ def download() -> Path:
     """Folder of the cache with `vocab.json` and `merges.txt`, downloaded on first use.
 
     Raises:
-        ValueError: when a downloaded file is not the pinned one.
+        OSError, ValueError: as `hub_file`.
     """
-    import huggingface_hub
-
     folder = cache_root() / "tokenizers" / "gpt2"
-    for name, expected in FILES.items():
-        if (folder / name).is_file():
-            continue
-        source = Path(huggingface_hub.hf_hub_download(REPOSITORY, name, revision=REVISION))
-        received = file_sha256(source)
-        if received != expected:
-            raise ValueError(f"{source} has sha256 {received}, expected {expected}.")
-        with atomic_path(folder / name) as temporary:
-            shutil.copyfile(source, temporary)
+    instead = f"name a folder that holds {' and '.join(FILES)} (in a recipe: tokenizer_folder)"
+    for name, sha256 in FILES.items():
+        if not (folder / name).is_file():
+            source = hub_file(REPOSITORY, name, sha256, instead, revision=REVISION)
+            with atomic_path(folder / name) as temporary:
+                shutil.copyfile(source, temporary)
     return folder

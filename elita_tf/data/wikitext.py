@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from elita_tf.data.cache import atomic_path, cache_root, file_sha256
+from elita_tf.data.cache import atomic_path, cache_root, hub_file
 
 logger = logging.getLogger(__name__)
 
@@ -111,22 +111,16 @@ def _download(name: str, split: str, path: Path) -> None:
 
 
 def _fetch(parquet: Parquet) -> Path:
-    import huggingface_hub
-
     _require_pyarrow()
     logger.info("Downloading %s of %s", parquet.path, REPOSITORY)
-    path = Path(
-        huggingface_hub.hf_hub_download(
-            REPOSITORY, parquet.path, revision=REVISION, repo_type="dataset"
-        )
+    return hub_file(
+        REPOSITORY,
+        parquet.path,
+        parquet.sha256,
+        "pass the raw files with data_dir",
+        revision=REVISION,
+        repo_type="dataset",
     )
-    received = file_sha256(path)
-    if received != parquet.sha256:
-        raise ValueError(
-            f"{path} has sha256 {received}, expected {parquet.sha256}. Delete it and try again, "
-            "or pass the raw files with data_dir."
-        )
-    return path
 
 
 def _require_pyarrow() -> None:

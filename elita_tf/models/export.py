@@ -6,10 +6,12 @@ Signatures of the SavedModel, all with named, flat inputs and outputs:
     initial_state  batch_size ()                               -> the state's leaves
     prefill        token_ids, padding_mask (batch, time), state -> logits (batch, vocabulary), state
     step           token_ids (batch,), state                   -> logits (batch, vocabulary), state
+    tokenize       prompts (batch,) of strings, max_length ()  -> token_ids, padding_mask
+    detokenize     token_ids, padding_mask (batch, time)       -> texts (batch,)
     generate_text  prompts (batch,) of strings, max_length ()  -> texts (batch,)
 
-The leaves of the state are those of `ElitaBackbone.get_initial_state`, by name. `generate_text`,
-with the tokenizer inside, is there if the model has a preprocessor; loading it needs `import
+The leaves of the state are those of `ElitaBackbone.get_initial_state`, by name. The last three,
+with the tokenizer inside, are there if the model has a preprocessor; loading them needs `import
 tensorflow_text`.
 """
 
@@ -59,8 +61,7 @@ def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
         "step": (_step(model), {"token_ids": tf.TensorSpec([None], tf.int32), **state}),
     }
     if model.preprocessor is not None:
-        specs = {"prompts": tf.TensorSpec([None], tf.string), "max_length": count}
-        endpoints["generate_text"] = (_generate_text(model), specs)
+        endpoints |= _text_endpoints(model)
     _save(model, path, endpoints)
 
 
@@ -143,10 +144,10 @@ def _step(model: ElitaCausalLM) -> Callable[..., dict[str, Any]]:
     return step
 
 
-def _generate_text(model: ElitaCausalLM) -> Callable[..., dict[str, tf.Tensor]]:
+def _text_endpoints(model: ElitaCausalLM) -> dict[str, _Endpoint]:
     preprocessor, tokenizer = model.preprocessor, model.preprocessor.tokenizer
 
-    def generate_text(prompts: tf.Tensor, max_length: tf.Tensor) -> dict[str, tf.Tensor]:
+    def tokenize(prompts: tf.Tensor, max_length: tf.Tensor) -> dict[str, tf.Tensor]:
         rows = tokenizer(prompts)
         if preprocessor.add_start_token:
             start = tf.fill([tf.size(prompts), 1], tokenizer.start_token_id)
@@ -160,11 +161,26 @@ def _generate_text(model: ElitaCausalLM) -> Callable[..., dict[str, tf.Tensor]]:
         with tf.control_dependencies(checks):
             token_ids = rows.to_tensor()
         token_ids = tf.pad(token_ids, [[0, 0], [0, max_length - tf.shape(token_ids)[1]]])
-        inputs = {"token_ids": token_ids, "padding_mask": tf.sequence_mask(lengths, max_length)}
-        outputs = model.generate_step(inputs, [tokenizer.end_token_id])
-        return {"texts": preprocessor.generate_postprocess(outputs)}
+        return {"token_ids": token_ids, "padding_mask": tf.sequence_mask(lengths, max_length)}
 
-    return generate_text
+    def detokenize(token_ids: tf.Tensor, padding_mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        return {"texts": preprocessor.generate_postprocess(inputs)}
+
+    def generate_text(prompts: tf.Tensor, max_length: tf.Tensor) -> dict[str, tf.Tensor]:
+        inputs = tokenize(prompts, max_length)
+        return detokenize(**model.generate_step(inputs, [tokenizer.end_token_id]))
+
+    prompts = {
+        "prompts": tf.TensorSpec([None], tf.string),
+        "max_length": tf.TensorSpec([], tf.int32),
+    }
+    ids, mask = (tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.bool))
+    return {
+        "tokenize": (tokenize, prompts),
+        "detokenize": (detokenize, {"token_ids": ids, "padding_mask": mask}),
+        "generate_text": (generate_text, prompts),
+    }
 
 
 def _save(model: ElitaCausalLM, path: Path | str, endpoints: dict[str, _Endpoint]) -> None:

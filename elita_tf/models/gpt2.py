@@ -24,6 +24,7 @@ def load_gpt2_embeddings(backbone: ElitaBackbone, preset: str = _PRESET) -> None
     Raises:
         ValueError: a backbone of another width, vocabulary or normalisation, without learned
             positions, or with more positions or blocks than GPT-2 has.
+        OSError: a preset that cannot be read or downloaded.
 
     Source: Radford et al. 2019 (GPT-2).
     """
@@ -33,7 +34,13 @@ def load_gpt2_embeddings(backbone: ElitaBackbone, preset: str = _PRESET) -> None
             f"learned_positions={backbone.learned_positions} and "
             f"normalization={backbone.normalization!r}; pass True and 'layer_norm'."
         )
-    gpt2 = keras_hub.models.GPT2Backbone.from_preset(preset)
+    try:
+        gpt2 = keras_hub.models.GPT2Backbone.from_preset(preset)
+    except OSError as error:
+        raise OSError(
+            f"The GPT-2 preset {preset!r} could not be read or downloaded ({error}). Pass a local "
+            "preset folder, or start from random embeddings (in a recipe: init_embeddings)."
+        ) from error
     for name, ours, theirs, fits in (
         ("hidden_dim", backbone.hidden_dim, gpt2.hidden_dim, "equal"),
         ("vocabulary_size", backbone.vocabulary_size, gpt2.vocabulary_size, "equal"),

@@ -1,5 +1,6 @@
 """The tokenizers of `ElitaCausalLM`, as KerasHub layers: in Python and in graphs."""
 
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -164,3 +165,19 @@ class ElitaGPT2Tokenizer(keras_hub.models.GPT2Tokenizer):
     def __init__(self, vocabulary: Any = None, merges: Any = None, **kwargs: Any) -> None:
         kwargs["_allow_python_workflow"] = False
         super().__init__(vocabulary=vocabulary, merges=merges, **kwargs)
+
+    def detokenize(self, inputs: Any) -> Any:
+        """The text of ids, or of every row of ids; bytes that are no UTF-8 become U+FFFD."""
+        if not tf.executing_eagerly():
+            return tf.strings.unicode_transcode(super().detokenize(inputs), "UTF-8", "UTF-8")
+        rows = inputs.to_list() if isinstance(inputs, tf.RaggedTensor) else list(inputs)
+        is_batch = not rows or np.ndim(rows[0]) > 0
+        ragged = tf.ragged.constant(rows if is_batch else [rows], tf.int32, ragged_rank=1)
+        texts = [text.decode() for text in self._graph(ragged).numpy()]
+        return texts if is_batch else texts[0]
+
+    @cached_property
+    def _graph(self) -> Any:
+        # In Python, KerasHub would drop the bytes.
+        rows = tf.RaggedTensorSpec([None, None], tf.int32)
+        return tf.function(self.detokenize, input_signature=[rows])

@@ -182,3 +182,12 @@ def test_gpt2_download_is_checked(gpt2_folder, cache, monkeypatch):
     with pytest.raises(ValueError, match="expected 1961396"):
         make_tokenizer("gpt2", Split(gpt2_folder / "merges.txt"))
     assert not (cache / "tokenizers" / "gpt2" / "vocab.json").exists()
+
+
+def test_gpt2_without_a_network_says_what_to_do(gpt2_folder, cache, monkeypatch):
+    def offline(*arguments, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(OSError, match=r"vocab\.json.*no route.*tokenizer_folder"):
+        make_tokenizer("gpt2", Split(gpt2_folder / "merges.txt"))

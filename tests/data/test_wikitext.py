@@ -91,3 +91,12 @@ def test_the_pins_cover_both_corpora():
     sums = {p.sha256 for files in wikitext.PARQUETS.values() for f in files.values() for p in f}
     assert len(sums) == 5
     assert {len(value) for value in sums} == {64}
+
+
+def test_without_a_network_it_says_what_to_do(hub, cache, monkeypatch):
+    def offline(*arguments, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(OSError, match=r"train\.parquet.*no route.*data_dir"):
+        load_corpus("wikitext-2")

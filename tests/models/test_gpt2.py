@@ -106,3 +106,12 @@ def test_positions_beyond_the_last_share_its_embedding() -> None:
     table = keras.ops.convert_to_numpy(backbone.position_embedding.embeddings)
     np.testing.assert_array_equal(embedded[0, :7], table)
     np.testing.assert_array_equal(embedded[0, 7:], table[[6, 6, 6]])
+
+
+def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(preset: str) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(keras_hub.models.GPT2Backbone, "from_preset", offline)
+    with pytest.raises(OSError, match="gpt2_base_en.*no route.*init_embeddings"):
+        load_gpt2_embeddings(make_backbone())

@@ -88,3 +88,19 @@ def test_gpt2_is_that_of_the_data_also_when_loaded(tmp_path: Path) -> None:
     for each in (layer, loaded):
         assert list(each([text])[0]) == data.encode(text).tolist()
         assert each.detokenize(each([text])) == [text]
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_gpt2_shows_cut_characters_and_loses_no_byte_of_whole_ones(in_graph: bool) -> None:
+    vocabulary = {"a": 0, "æ": 1, "Ĺ": 2, "¥": 3, "aa": 4, "<|endoftext|>": 5}
+    layer = ElitaGPT2Tokenizer(vocabulary, ["a a"])
+
+    def texts(rows: list) -> list[str]:
+        if not in_graph:
+            return layer.detokenize(rows)
+        graph = tf.function(layer.detokenize)
+        return [text.decode() for text in graph(tf.ragged.constant(rows)).numpy()]
+
+    # Ids 1 to 3 are the bytes of U+65E5.
+    assert texts([[0, 1, 2, 3], [0, 1], [1, 2, 0]]) == ["a\u65e5", "a\ufffd", "\ufffda"]
+    assert layer.detokenize([0, 1, 2, 3]) == "a\u65e5"
