@@ -20,17 +20,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from elita_tf.ops.chunking import (
-    decayed_sums,
-    fit_chunk_size,
-    merge_chunks,
-    running_maximum,
-    split_chunks,
-    state_dtype,
-)
-
-# Large enough that the scan over chunks is short, small enough that a chunk's weights stay cached.
-_CHUNK_SIZE = 32
+from elita_tf.ops.chunking import state_dtype
+from elita_tf.ops.running import running_maximum, running_sums
 
 
 class Attention2State(NamedTuple):
@@ -110,8 +101,8 @@ def attention2(
 ) -> tuple[Any, Attention2State]:
     """Attention2 over a sequence, in time and memory linear in its length.
 
-    Within a chunk each row is a small causal matrix of weights e^(key_j - max_i), at most 1, times
-    the values; between chunks the state is carried by a scan. Nothing is clipped.
+    The running maximum of the keys is known first. Against it, every weight e^(key_i - max_i) and
+    every decay e^(max_{i-1} - max_i) of the sums so far is at most 1. Nothing is clipped.
 
     Args:
         key_logits: (batch, time, heads). -inf drops the position: the state passes unchanged and
@@ -134,35 +125,22 @@ def attention2(
     >>> [round(float(y), 4) for y in np.ravel(outputs)]  # (v_i + v_1 + ... + v_i) / (1 + i)
     [1.0, 1.6667, 2.25]
     """
-    dtype = state_dtype(key_logits, value)
-    time, outputs_dtype = ops.shape(value)[1], value.dtype
+    dtype, outputs_dtype = state_dtype(key_logits, value), value.dtype
     initial_state = _initial_state(key_logits, value, initial_state)
     key_logits, query_logits, self_logits, value = (
         ops.cast(x, dtype) for x in (key_logits, query_logits, self_logits, value)
     )
-    chunk_size = fit_chunk_size(_CHUNK_SIZE, time)
-    keys = split_chunks(key_logits, chunk_size, padding=-float("inf"))
-    values = split_chunks(value, chunk_size)
-    # One more feature, always 1: its weighted sum is the denominator.
-    values = ops.concatenate([values, ops.ones_like(values[..., :1])], axis=-1)
-
-    # Anchors cancel out of every result, so no gradient goes through them.
-    running = _cumulative_maximum(ops.stop_gradient(keys))
-    before, _ = running_maximum(running[..., -1], initial_state.max_logit)
-    anchors = ops.maximum(before[..., None], running)
-    after = anchors[..., -1]
-
-    weights = _exp_difference(keys, after[..., None])
-    starts, final = decayed_sums(
-        decay=_exp_difference(before, after)[..., None],
-        increments=ops.sum(weights[..., None] * values, axis=-2),
+    # Maxima cancel out of every result, so no gradient goes through them.
+    start = ops.stop_gradient(initial_state.max_logit)
+    maxima = running_maximum(ops.stop_gradient(key_logits), start)
+    before = ops.concatenate([start[:, None], maxima[:, :-1]], axis=1)
+    weights = _exp_difference(key_logits, maxima)[..., None]
+    (numerator, denominator), final = running_sums(
+        decay=_exp_difference(before, maxima)[..., None],
+        increments=[weights * value, weights],
         initial=_anchored_sums(initial_state),
     )
-    carried = _exp_difference(before[..., None], anchors)
-    sums = _causal_sums(keys, anchors, values) + carried[..., None] * starts[..., None, :]
-
-    state = Attention2State(anchors, sums[..., :-1], sums[..., -1])
-    state = Attention2State(*(merge_chunks(x, time) for x in state))
+    state = Attention2State(maxima, numerator, denominator[..., 0])
     outputs = _mix(value, query_logits, self_logits, state)
     return ops.cast(outputs, outputs_dtype), _final_state(key_logits, initial_state, final)
 
@@ -183,34 +161,6 @@ def _exp_difference(logit: Any, anchor: Any) -> Any:
     return ops.exp(ops.where(logit > -float("inf"), logit - anchor, empty))
 
 
-def _cumulative_maximum(x: Any) -> Any:
-    """Running maximum along the last axis, in log2(length) shifts."""
-    shift = 1
-    while shift < x.shape[-1]:
-        filling = ops.full_like(x[..., :shift], -float("inf"))
-        x = ops.maximum(x, ops.concatenate([filling, x[..., :-shift]], axis=-1))
-        shift *= 2
-    return x
-
-
-@ops.custom_gradient
-def _causal_sums(keys: Any, anchors: Any, values: Any) -> Any:
-    """sum_{j<=i} e^(keys_j - anchors_i) values_j within each chunk; the anchors are constants."""
-
-    def weights() -> Any:
-        position = ops.arange(keys.shape[-1])
-        visible = position[:, None] >= position[None, :]
-        logits = ops.where(visible, keys[..., None, :], -float("inf"))
-        return _exp_difference(logits, anchors[..., :, None])
-
-    def grad(d_sums: Any) -> tuple[Any, Any, Any]:
-        d_values = ops.matmul(ops.swapaxes(weights(), -1, -2), d_sums)
-        # e^key_j scales the whole row j, so its log's gradient is the row times its gradient.
-        return ops.sum(values * d_values, axis=-1), ops.zeros_like(anchors), d_values
-
-    return ops.matmul(weights(), values), grad
-
-
 def _initial_state(
     key_logits: Any, value: Any, initial_state: Attention2State | None
 ) -> Attention2State:
@@ -221,14 +171,17 @@ def _initial_state(
     return Attention2State(*(ops.cast(x, dtype) for x in initial_state))
 
 
-def _anchored_sums(state: Attention2State) -> Any:
-    """Numerator and denominator in one array; the factor is 1 and carries max_logit's gradient."""
-    sums = ops.concatenate([state.numerator, state.denominator[..., None]], axis=-1)
-    return sums * _exp_difference(state.max_logit, ops.stop_gradient(state.max_logit))[..., None]
+def _anchored_sums(state: Attention2State) -> list[Any]:
+    """Numerator and denominator; the factor is 1 and carries max_logit's gradient."""
+    factor = _exp_difference(state.max_logit, ops.stop_gradient(state.max_logit))[..., None]
+    return [factor * state.numerator, factor * state.denominator[..., None]]
 
 
-def _final_state(key_logits: Any, initial_state: Attention2State, sums: Any) -> Attention2State:
-    """The state of `sums`, whose anchor was a constant, with max_logit's gradient put back."""
+def _final_state(
+    key_logits: Any, initial_state: Attention2State, sums: list[Any]
+) -> Attention2State:
+    """The state of `sums`, whose maximum was a constant, with its gradient put back."""
     max_logit = ops.maximum(initial_state.max_logit, ops.max(key_logits, axis=1))
-    sums = sums * _exp_difference(ops.stop_gradient(max_logit), max_logit)[..., None]
-    return Attention2State(max_logit, sums[..., :-1], sums[..., -1])
+    factor = _exp_difference(ops.stop_gradient(max_logit), max_logit)[..., None]
+    numerator, denominator = (factor * x for x in sums)
+    return Attention2State(max_logit, numerator, denominator[..., 0])

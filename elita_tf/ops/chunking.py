@@ -1,4 +1,4 @@
-"""Time cut into chunks: splitting, merging, and the scans from chunk to chunk."""
+"""Time cut into chunks: splitting, merging, and the scan from chunk to chunk."""
 
 from typing import Any
 
@@ -38,20 +38,6 @@ def merge_chunks(x: Any, time: Any) -> Any:
     num_chunks, batch, heads, chunk_size, *features = ops.shape(x)
     x = ops.transpose(x, (1, 0, 3, 2, *range(4, 4 + len(features))))
     return ops.reshape(x, (batch, num_chunks * chunk_size, heads, *features))[:, :time]
-
-
-def running_maximum(maxima: Any, initial: Any) -> tuple[Any, Any]:
-    """The largest of `initial` and all chunks before each one, and of all; no gradient.
-
-    `maxima` is (n, ...) and `initial` (...); returns (n, ...) and (...).
-    """
-    maxima, initial = ops.stop_gradient(maxima), ops.stop_gradient(initial)
-
-    def advance(maximum: Any, chunk: Any) -> tuple[Any, Any]:
-        return ops.maximum(maximum, ops.take(maxima, chunk, axis=0)), maximum
-
-    final, before = ops.scan(advance, initial, ops.arange(ops.shape(maxima)[0]))
-    return before, final
 
 
 def decayed_sums(decay: Any, increments: Any, initial: Any) -> tuple[Any, Any]:

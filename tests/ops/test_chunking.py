@@ -40,11 +40,3 @@ def test_decayed_sums() -> None:
         state = decay[chunk] * state + increments[chunk]
     before, last = helpers.leaves(chunking.decayed_sums(decay, increments, initial))
     helpers.assert_close([before, last], [np.stack(expected), state], 1e-14)
-
-
-def test_running_maximum() -> None:
-    maxima = np.array([[1.0, -np.inf], [3.0, -np.inf], [2.0, 7.0]])
-    initial = np.array([0.0, -np.inf])
-    before, last = helpers.leaves(chunking.running_maximum(maxima, initial))
-    assert before.tolist() == [[0.0, -np.inf], [1.0, -np.inf], [3.0, -np.inf]]
-    assert last.tolist() == [3.0, 7.0]

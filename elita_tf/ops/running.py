@@ -1,0 +1,124 @@
+"""Running maxima and decayed running sums over time, in two levels.
+
+Time is cut into chunks. A loop over the positions of a chunk advances all chunks at once, from
+zero; a loop over the chunks carries what each has added from one to the next; and a second loop
+over positions, from there, gives the results. So the loops are short, whatever the length, and
+each of their steps works on much.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from keras import ops
+
+from elita_tf.ops.chunking import fit_chunk_size, unpack_upstream
+
+# Positions in a chunk: with more the loops over positions get long, with fewer that over chunks.
+_CHUNK_SIZE = 32
+
+
+def running_maximum(x: Any, initial: Any) -> Any:
+    """The largest of `initial` (b, ...) and all up to each position of `x` (b, t, ...)."""
+    chunks = _split(x, padding=-float("inf"))
+    shift = 1
+    while shift < chunks.shape[2]:
+        filling = ops.full_like(chunks[:, :, :shift], -float("inf"))
+        shifted = ops.concatenate([filling, chunks[:, :, :-shift]], axis=2)
+        chunks = ops.maximum(chunks, shifted)
+        shift *= 2
+    maxima = chunks[:, :, -1]
+
+    def advance(maximum: Any, chunk: Any) -> tuple[Any, Any]:
+        return ops.maximum(maximum, ops.take(maxima, chunk, axis=1)), maximum
+
+    _, before = ops.scan(advance, initial, ops.arange(ops.shape(maxima)[1]))
+    return _merge(ops.maximum(chunks, ops.moveaxis(before, 0, 1)[:, :, None]), ops.shape(x)[1])
+
+
+def running_sums(
+    decay: Any, increments: Sequence[Any], initial: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+    """S_t = decay_t S_{t-1} + increment_t at every position, for several S at once.
+
+    Args:
+        decay: (b, t, h, 1), between 0 and 1; a constant: no gradient flows into it.
+        increments: a list of (b, t, h, features).
+        initial: a list of (b, h, features), the sums before the first position.
+
+    Returns:
+        The sums at every position, shaped as `increments`, and those after the last, as `initial`.
+    """
+    results = _running_sums(len(increments))(decay, *increments, *initial)
+    return results[: len(increments)], results[len(increments) :]
+
+
+def _running_sums(count: int) -> Any:
+    @ops.custom_gradient
+    def running_sums(decay: Any, *arguments: Any) -> Any:
+        sums, final = _recurrence(decay, arguments[:count], arguments[count:], reverse=False)
+
+        def grad(*upstream: Any) -> tuple[Any, ...]:
+            upstream = unpack_upstream(upstream)
+            # What a position receives, it passes on to its increment and, decayed, to the one
+            # before: the same recurrence backwards, with the decay of the position after.
+            after = ops.concatenate([decay[:, 1:], ops.ones_like(decay[:, :1])], axis=1)
+            gradients, _ = _recurrence(after, upstream[:count], upstream[count:], reverse=True)
+            d_initial = [decay[:, 0] * gradient[:, 0] for gradient in gradients]
+            return ops.zeros_like(decay), *gradients, *d_initial
+
+        return (*sums, *final), grad
+
+    return running_sums
+
+
+def _recurrence(
+    decay: Any, increments: Sequence[Any], initial: Sequence[Any], reverse: bool
+) -> tuple[list[Any], list[Any]]:
+    time = ops.shape(decay)[1]
+    decay, increments = _split(decay, padding=1.0), [_split(x) for x in increments]
+    num_chunks, chunk_size = ops.shape(decay)[1:3]
+
+    def position(index: Any, sums: Sequence[Any]) -> list[Any]:
+        factor = ops.take(decay, index, axis=2)
+        return [
+            factor * s + ops.take(x, index, axis=2) for s, x in zip(sums, increments, strict=True)
+        ]
+
+    def from_zero(index: Any, sums: Sequence[Any]) -> list[Any]:
+        return position(chunk_size - 1 - index if reverse else index, sums)
+
+    zeros = [ops.zeros_like(x[:, :, 0]) for x in increments]
+    added = ops.fori_loop(0, chunk_size, from_zero, zeros)
+    decay_of_chunk = ops.prod(decay, axis=2)
+
+    def across(sums: Sequence[Any], chunk: Any) -> tuple[list[Any], Sequence[Any]]:
+        factor = ops.take(decay_of_chunk, chunk, axis=1)
+        return [
+            factor * s + ops.take(x, chunk, axis=1) for s, x in zip(sums, added, strict=True)
+        ], sums
+
+    final, starts = ops.scan(across, list(initial), ops.arange(num_chunks), reverse=reverse)
+
+    def from_start(sums: Sequence[Any], index: Any) -> tuple[list[Any], list[Any]]:
+        sums = position(index, sums)
+        return sums, sums
+
+    starts = [ops.moveaxis(x, 0, 1) for x in starts]
+    _, sums = ops.scan(from_start, starts, ops.arange(chunk_size), reverse=reverse)
+    return [_merge(ops.moveaxis(x, 0, 2), time) for x in sums], final
+
+
+def _split(x: Any, padding: float = 0.0) -> Any:
+    """(b, t, ...) to (b, n, c, ...), the last chunk filled up with `padding`."""
+    batch, time, *features = ops.shape(x)
+    chunk_size = fit_chunk_size(_CHUNK_SIZE, time)
+    num_chunks = (time + chunk_size - 1) // chunk_size
+    widths = [[0, 0], [0, num_chunks * chunk_size - time]] + [[0, 0]] * len(features)
+    x = ops.pad(x, widths, constant_values=padding)
+    return ops.reshape(x, (batch, num_chunks, chunk_size, *features))
+
+
+def _merge(x: Any, time: Any) -> Any:
+    """(b, n, c, ...) back to (b, t, ...), without the padding."""
+    batch, num_chunks, chunk_size, *features = ops.shape(x)
+    return ops.reshape(x, (batch, num_chunks * chunk_size, *features))[:, :time]
