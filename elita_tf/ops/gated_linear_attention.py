@@ -27,6 +27,10 @@ from elita_tf.ops.chunking import (
     state_dtype,
 )
 
+# Blocks of up to so many rows are multiplied and summed: thousands of matrix products of so few
+# rows cost more to start than to compute.
+_FEW_ROWS = 4
+
 
 def gated_linear_attention_step(
     query: Any, key: Any, value: Any, log_decay: Any, state: Any, *, scale: float | None = None
@@ -149,7 +153,10 @@ def _join_pairs(scores: Any, query: Any, key: Any, log_decay: Any) -> tuple[Any,
     (scores_left, scores_right), (query_left, query_right), (key_left, key_right), (left, right) = (
         _pairs(x) for x in (scores, query, key, log_decay)
     )
-    across = ops.matmul(query_right, ops.swapaxes(key_left, -1, -2))
+    if query_right.shape[-2] > _FEW_ROWS:
+        across = ops.matmul(query_right, ops.swapaxes(key_left, -1, -2))
+    else:
+        across = ops.sum(query_right[..., :, None, :] * key_left[..., None, :, :], axis=-1)
     upper = ops.concatenate([scores_left, ops.zeros_like(across)], axis=-1)
     lower = ops.concatenate([across, scores_right], axis=-1)
     return (
