@@ -6,12 +6,13 @@
 |----------------|------------------------------------------------------|
 | log_decay      | log alpha_t, at most 0                               |
 | state          | S_t, key_dim x value_dim                             |
-| chunk_size     | C; the halving below replaces its secondary chunking |
+| chunk_size     | C; the pairs below replace its secondary chunking    |
 
-The fast form follows one rule: an exponent is always a plain sum of log-decays over the positions
-between a key and a query. A chunk is halved again and again; between a left half and the right half
-beside it, the decay from a key to the border and that from the border to a query are both at most
-1, so scores are plain matrix products at every size, and nothing overflows or cancels.
+The fast form follows one rule: a decay is a product of e^(plain sum of log-decays) over positions
+between a key and a query. Blocks of a chunk are joined in pairs, from single positions up: queries
+are decayed from their block's start, keys to their block's end, so the scores of a right block with
+the keys of the left one are a plain matrix product at every size. No factor exceeds 1, so nothing
+overflows or cancels, in the gradients either.
 """
 
 from typing import Any
@@ -26,8 +27,9 @@ from elita_tf.ops.chunking import (
     state_dtype,
 )
 
-# e^-1000 is exactly 0 in float64 and float32; a finite floor keeps sums of log-decays free of NaN.
-_LOG_ZERO = -1000.0
+# Blocks of up to so many rows are multiplied and summed: thousands of matrix products of so few
+# rows cost more to start than to compute.
+_FEW_ROWS = 4
 
 
 def gated_linear_attention_step(
@@ -115,56 +117,60 @@ def gated_linear_attention(
     query, key, value, log_decay = (
         split_chunks(ops.cast(x, state.dtype), chunk_size) for x in (query, key, value, log_decay)
     )
-    scores, to_query, to_end = _halving(query, key, ops.maximum(log_decay, _LOG_ZERO))
+    scores, query, key, log_decay = _join_positions(scale * query, key, log_decay)
     starts, final_state = decayed_sums(
-        decay=ops.exp(to_query[..., -1, :])[..., None],
-        increments=ops.matmul(ops.swapaxes(key * ops.exp(to_end), -1, -2), value),
+        decay=ops.exp(log_decay)[..., None],
+        increments=ops.matmul(ops.swapaxes(key, -1, -2), value),
         initial=state,
     )
-    outputs = ops.matmul(scores, value) + ops.matmul(query * ops.exp(to_query), starts)
-    return ops.cast(merge_chunks(scale * outputs, time), outputs_dtype), final_state
+    outputs = ops.matmul(scores, value) + ops.matmul(query, starts)
+    return ops.cast(merge_chunks(outputs, time), outputs_dtype), final_state
 
 
-def _halving(query: Any, key: Any, log_decay: Any) -> tuple[Any, Any, Any]:
-    """Scores within each chunk and the two sums of log-decays, built up from single positions.
+def _join_positions(query: Any, key: Any, log_decay: Any) -> tuple[Any, Any, Any, Any]:
+    """Scores within each chunk, and what links the chunk to the states at its borders.
 
     Args:
-        query, key, log_decay: (..., c, k), c a power of two.
+        query, key, log_decay: (n, b, h, c, k), c a power of two.
 
     Returns:
-        scores (..., c, c), lower triangular; to_query (..., c, k), the log-decay from the chunk's
-        start to each position, itself included; to_end (..., c, k), from each position, itself
-        excluded, to the chunk's end.
+        scores (n, b, h, c, c), lower triangular; query (n, b, h, c, k), decayed from the chunk's
+        start; key (n, b, h, c, k), decayed to the chunk's end; log_decay (n, b, h, k), of the
+        whole chunk.
     """
-    leading, (chunk_size, key_dim) = ops.shape(query)[:-2], query.shape[-2:]
-    blocks = (*leading, chunk_size, 1, key_dim)
-    to_query = ops.reshape(log_decay, blocks)
-    to_end = ops.zeros_like(to_query)
-    scores = ops.sum(ops.reshape(query * key, blocks), axis=-1, keepdims=True)
-    size = 1
-    while size < chunk_size:
-        pairs = (*leading, chunk_size // (2 * size), 2, size)
-        query_right = ops.reshape(query, (*pairs, key_dim))[..., 1, :, :]
-        key_left = ops.reshape(key, (*pairs, key_dim))[..., 0, :, :]
-        query_left, query_sum = _halves(to_query, (*pairs, key_dim))
-        end_left, end_right = _halves(to_end, (*pairs, key_dim))
-        scores_left, scores_right = _halves(scores, (*pairs, size))
-
-        across = ops.matmul(
-            query_right * ops.exp(query_sum), ops.swapaxes(key_left * ops.exp(end_left), -1, -2)
-        )
-        upper = ops.pad(scores_left, [[0, 0]] * (len(scores_left.shape) - 1) + [[0, size]])
-        lower = ops.concatenate([across, scores_right], axis=-1)
-        scores = ops.concatenate([upper, lower], axis=-2)
-        to_end = ops.concatenate([end_left + query_sum[..., -1:, :], end_right], axis=-2)
-        to_query = ops.concatenate([query_left, query_left[..., -1:, :] + query_sum], axis=-2)
-        size *= 2
-    return tuple(x[..., 0, :, :] for x in (scores, to_query, to_end))
+    # Every position is a block of one row; blocks are on the axis before the rows.
+    query, key, log_decay = (ops.expand_dims(x, -2) for x in (query, key, log_decay))
+    scores = ops.sum(query * key, axis=-1, keepdims=True)
+    query = query * ops.exp(log_decay)
+    while scores.shape[-3] > 1:
+        scores, query, key, log_decay = _join_pairs(scores, query, key, log_decay)
+    scores, query, key, log_decay = (x[..., 0, :, :] for x in (scores, query, key, log_decay))
+    return scores, query, key, log_decay[..., 0, :]
 
 
-def _halves(x: Any, shape: tuple[Any, ...]) -> tuple[Any, Any]:
-    x = ops.reshape(x, shape)
-    return x[..., 0, :, :], x[..., 1, :, :]
+def _join_pairs(scores: Any, query: Any, key: Any, log_decay: Any) -> tuple[Any, Any, Any, Any]:
+    """Half as many blocks, each twice as long; log_decay has one row per block."""
+    (scores_left, scores_right), (query_left, query_right), (key_left, key_right), (left, right) = (
+        _pairs(x) for x in (scores, query, key, log_decay)
+    )
+    if query_right.shape[-2] > _FEW_ROWS:
+        across = ops.matmul(query_right, ops.swapaxes(key_left, -1, -2))
+    else:
+        across = ops.sum(query_right[..., :, None, :] * key_left[..., None, :, :], axis=-1)
+    upper = ops.concatenate([scores_left, ops.zeros_like(across)], axis=-1)
+    lower = ops.concatenate([across, scores_right], axis=-1)
+    return (
+        ops.concatenate([upper, lower], axis=-2),
+        ops.concatenate([query_left, query_right * ops.exp(left)], axis=-2),
+        ops.concatenate([key_left * ops.exp(right), key_right], axis=-2),
+        left + right,
+    )
+
+
+def _pairs(x: Any) -> list[Any]:
+    """The left and the right block of every pair: unstacked, as the gradient is then one stack."""
+    *leading, blocks, rows, features = ops.shape(x)
+    return ops.unstack(ops.reshape(x, (*leading, blocks // 2, 2, rows, features)), 2, axis=-3)
 
 
 def _scale(query: Any, scale: float | None) -> float:
