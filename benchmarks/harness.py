@@ -212,9 +212,20 @@ def panels(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
     return figure, axes
 
 
-def grow(axes: Axes, title: str, y: str, x: str = "length", base: int = 2) -> None:
-    """Logarithmic axes for a quantity that grows with the length."""
-    axes.set_xscale("log", base=base)
-    axes.set_yscale("log")
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
+def curves(panel: Axes, lines: list[dict[str, Any]], field: str, x: str = "length") -> None:
+    """What `field` says of every "name, compilation" by length: a colour a name, default dashed."""
+    names = dict.fromkeys(name for line in lines for name in line[field])
+    colors = {form: f"C{i}" for i, form in enumerate(dict.fromkeys(map(form_of, names)))}
+    for name in names:
+        points = [(line[x], line[field][name]) for line in lines if name in line[field]]
+        style = "o--" if name.endswith(", default") else "o-"
+        panel.plot(*zip(*points, strict=True), style, color=colors[form_of(name)], label=name)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_formatter("{x:,g}")
+    panel.set(xscale="log", yscale="log", xlabel=x)
+    panel.grid(alpha=0.3)
+
+
+def form_of(name: str) -> str:
+    """The name without its compilation."""
+    return name.partition(", ")[0]

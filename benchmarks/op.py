@@ -8,9 +8,9 @@ is timed beside the others of its op and length, after all have agreed with a fl
 3e-5; at lengths above 1,024 the fast form must also equal itself run in two pieces. `first` is the
 first call, which traces and compiles; `median` is the steady state.
 
-Left out: the gradient of the recurrent form under XLA, which TensorFlow does not have; beyond length
-4,096 the recurrent form (its time is linear in the length) and softmax (its scores would take 8 GiB
-at the next length).
+Left out: the gradient of the recurrent form under XLA, which TensorFlow does not have; beyond
+length 4,096 the recurrent form (its time is linear in the length) and softmax (its scores would
+take 8 GiB at the next length).
 """
 
 import functools
@@ -30,7 +30,7 @@ LENGTHS = (256, 1_024, 4_096, 16_384, 65_536, 131_072)
 SHORT_LENGTHS = (256, 1_024)
 # The longest sequence that is checked against its definition, which for two ops is a loop.
 PARITY_LENGTH = 1_024
-# The recurrent form takes as long as it is long, and the scores of softmax would take 8 GiB at 16,384.
+# Of the recurrent form and of softmax.
 LONGEST_BASELINE = 4_096
 
 Arguments = list[np.ndarray]
@@ -212,17 +212,13 @@ def plot(lines: list[dict[str, Any]]) -> Figure:
         ("forward+backward", "first_milliseconds"),
     )
     for row, (transform, field) in zip(axes, rows, strict=True):
-        for panel, (op, forms) in zip(row, OPS.items(), strict=True):
+        for panel, op in zip(row, OPS, strict=True):
             chosen = [x for x in lines if (x["op"], x["pass"]) == (op, transform)]
-            for color, form in enumerate(forms):
-                for kind, style in {"default": "o--", "xla": "o-"}.items():
-                    name = f"{form}, {kind}"
-                    points = [(x["length"], x[field][name]) for x in chosen if name in x[field]]
-                    if points:
-                        panel.plot(*zip(*points, strict=True), style, color=f"C{color}", label=name)
+            harness.curves(panel, chosen, field)
             what = "first call" if field.startswith("first") else transform
-            harness.grow(panel, f"{op}\n{what}", "ms")
-            panel.legend(fontsize=7)
+            panel.set(title=f"{op}\n{what}", ylabel="ms")
+    for panel in axes[-1]:
+        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 
