@@ -1,8 +1,9 @@
 """The decoders that are measured: recipes as they are, enlarged, and the literal baseline."""
 
 import sys
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -45,6 +46,22 @@ class Case(NamedTuple):
             model = build_model(self.recipe, self.recipe.vocabulary_size)
             model.compile(optimizer, jit_compile=self.jit_compile)
         return model
+
+
+class StepTimes(keras.callbacks.Callback):
+    """Seconds from one step's end to the next; the first from the start of `fit`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
 
 
 def training_cases(short: bool) -> list[Case]:

@@ -15,14 +15,21 @@ are random.
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import baselines
 import harness
 import keras
 import numpy as np
-from cases import LITERAL, Case, load_recipe, matmul_flops, token_windows, training_cases
+from cases import (
+    LITERAL,
+    Case,
+    StepTimes,
+    load_recipe,
+    matmul_flops,
+    token_windows,
+    training_cases,
+)
 from matplotlib.figure import Figure
 
 # Steps that are not timed: the first traces and compiles, the second warms up.
@@ -32,22 +39,6 @@ SIZE_BOUND = 0.05
 # Rows of the first batch on which the loss is checked.
 PARITY_ROWS = 4
 TINY = ("vocabulary_size=50", "num_layers=2", "hidden_dim=12", "num_heads=3")
-
-
-class StepTimes(keras.callbacks.Callback):
-    """Seconds from one step's end to the next; the first from the start of `fit`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._last = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
-        self._last = now
 
 
 def parities(cases: list[Case], windows: np.ndarray) -> dict[str, float]:
