@@ -45,7 +45,7 @@ class Decoder:
         self.model: ElitaCausalLM = Case("decode", name, recipe).build(dtype)
         harness.randomize(self.model)
         self.state = self.model.backbone.get_initial_state(1)
-        self.position, self.prefill_seconds = 0, 0.0
+        self.position, self.tokens_per_second = 0, 0.0
         pieces = tf.TensorSpec((1, None), "int32")
         leaves = {k: tf.TensorSpec(x.shape, x.dtype) for k, x in self.state.items()}
         prefill = tf.function(lambda ids, state: self.model.prefill(ids, state=state))
@@ -54,7 +54,7 @@ class Decoder:
         self.advance = step.get_concrete_function(tf.TensorSpec((1,), "int32"), leaves)
 
     def read(self, token_ids: np.ndarray) -> None:
-        """Go on to the end of `token_ids`, (1, time), which start at the state's position."""
+        """Go on with `token_ids`, (1, time), from the state's position, and note how fast."""
 
         def pieces() -> State:
             for start in range(0, token_ids.shape[1], PIECE):
@@ -62,7 +62,7 @@ class Decoder:
                 _, self.state = self._prefill(piece, self.state)
             return self.state
 
-        self.prefill_seconds += harness.seconds(pieces)
+        self.tokens_per_second = token_ids.shape[1] / harness.seconds(pieces)
         self.position += token_ids.shape[1]
 
     def fill(self, position: int) -> None:
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
             state_bytes={name: x.state_bytes for name, x in models.items()},
             parameters={name: x.model.count_params() for name, x in models.items()},
             prefill_tokens_per_second={
-                name: position / decoder.prefill_seconds for name, decoder in linear.items()
+                name: decoder.tokens_per_second for name, decoder in linear.items()
             },
             transformer_over_elita=timings["transformer"].median / timings["elita"].median
             if "transformer" in timings

@@ -220,9 +220,10 @@ def curves(panel: Axes, lines: list[dict[str, Any]], field: str, x: str = "lengt
         points = [(line[x], line[field][name]) for line in lines if name in line[field]]
         style = "o--" if name.endswith(", default") else "o-"
         panel.plot(*zip(*points, strict=True), style, color=colors[form_of(name)], label=name)
-    for axis in (panel.xaxis, panel.yaxis):
-        axis.set_major_formatter("{x:,g}")
     panel.set(xscale="log", yscale="log", xlabel=x)
+    ticks = sorted({line[x] for line in lines})
+    panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, fontsize=8)
+    panel.set_xticks([], minor=True)
     panel.grid(alpha=0.3)
 
 

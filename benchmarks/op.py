@@ -27,7 +27,7 @@ from elita_tf import ops
 
 HEADS, WIDTH, GLA_HEADS, RANK, VOCABULARY = 8, 256, 4, 8, 2048
 LENGTHS = (256, 1_024, 4_096, 16_384, 65_536, 131_072)
-SHORT_LENGTHS = (256, 1_024)
+SHORT_LENGTHS = (256, 2_048)
 # The longest sequence that is checked against its definition, which for two ops is a loop.
 PARITY_LENGTH = 1_024
 # Of the recurrent form and of softmax.
