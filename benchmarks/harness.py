@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 # Every form at every length is a graph of its own, which TensorFlow would warn about.
 tf.get_logger().setLevel("ERROR")
@@ -224,6 +225,8 @@ def curves(panel: Axes, lines: list[dict[str, Any]], field: str, x: str = "lengt
     ticks = sorted({line[x] for line in lines})
     panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, fontsize=8)
     panel.set_xticks([], minor=True)
+    panel.yaxis.set_major_formatter(LogFormatter())
+    panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     panel.grid(alpha=0.3)
 
 

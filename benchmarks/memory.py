@@ -119,7 +119,7 @@ def plot(lines: list[dict[str, Any]]) -> Figure:
     panel.axhline(before / 1e9, color="grey", linestyle=":", label="before the model")
     panel.axhline(LIMIT / 1e9, color="grey", linestyle="--", label="limit")
     panel.set(title=f"{TOKENS:,} tokens, or one window if longer", ylabel="GB")
-    panel.legend(fontsize=8)
+    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

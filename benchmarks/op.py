@@ -217,8 +217,9 @@ def plot(lines: list[dict[str, Any]]) -> Figure:
             harness.curves(panel, chosen, field)
             what = "first call" if field.startswith("first") else transform
             panel.set(title=f"{op}\n{what}", ylabel="ms")
-    for panel in axes[-1]:
-        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    for top, bottom in zip(axes[0], axes[-1], strict=True):
+        labels = top.get_legend_handles_labels()
+        bottom.legend(*labels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=2)
     return figure
 
 
