@@ -4,6 +4,7 @@ RECIPE ?= quickstart
 ARGS ?=
 PYTHON ?=
 
+BENCHMARKS := op layer train decode memory
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -11,11 +12,12 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train test lint clean
+.PHONY: help train test bench lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
+	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
 	@echo "make lint                                  check style and formatting with ruff"
 	@echo "make clean                                 remove $(VENV) and the build and test leftovers (runs/ stays)"
 	@echo "The first call makes $(VENV) and installs into it; PYTHON=... names the Python (3.11, 3.12 or 3.13) to use."
@@ -25,6 +27,9 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+bench: $(INSTALLED)
+	@for name in $(BENCHMARKS); do $(VENV_PYTHON) benchmarks/$$name.py --short $(ARGS) || exit 1; done
 
 lint: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check .
