@@ -9,19 +9,7 @@ import keras_hub
 from elita_tf.layers.arguments import positions_of, require_state
 from elita_tf.models.blocks import FEED_FORWARDS, MIXERS, NORMALIZATIONS, choose, one_per_block
 from elita_tf.models.learned_positions import LearnedPositions
-
-
-class OptionalPaddingMask:
-    """Mixin of functional models: inputs without a `padding_mask` have no padding.
-
-    Keras takes None for an optional input, but not a dict without it.
-    """
-
-    def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().__call__({"padding_mask": None, **inputs}, *args, **kwargs)
-
-    def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> Any:
-        return super().call({"padding_mask": None, **inputs}, training=training, mask=mask)
+from elita_tf.models.padding import OptionalPaddingMask
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -157,15 +145,34 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         mix: Callable[[keras.layers.Layer, Any], Any],
         intercept: Callable[[Any, int], Any] = lambda x, index: x,
         training: bool | None = None,
+        wrap: Callable[[Callable], Callable] = lambda branch: branch,
     ) -> Any:
-        """The decoder, wired once: `mix` applies a mixer, `intercept` sees what a block makes."""
+        """The decoder, wired once.
+
+        `mix` applies a mixer, `intercept` sees what a block makes, and `wrap` gets every branch
+        beside the residual stream as a function. Dropout is none of it: a branch may run twice.
+        """
         x = self.dropout_layer(intercept(embedded, -1), training=training)
         for i, block in enumerate(self.blocks):
-            mixed = mix(block["mixer"], block["mixer_norm"](x))
-            x = x + self.dropout_layer(mixed, training=training)
-            fed = block["feed_forward"](block["feed_forward_norm"](x))
-            x = intercept(x + self.dropout_layer(fed, training=training), i)
+            mixed = wrap(lambda x, block=block: mix(block["mixer"], block["mixer_norm"](x)))
+            x = x + self.dropout_layer(mixed(x), training=training)
+            fed = wrap(lambda x, block=block: block["feed_forward"](block["feed_forward_norm"](x)))
+            x = intercept(x + self.dropout_layer(fed(x), training=training), i)
         return self.final_norm(x)
+
+    def call_rematerialized(self, inputs: dict[str, Any], training: bool = False) -> Any:
+        """What a call gives, its gradients with less memory and more time.
+
+        The backward pass computes the inside of every mixer and feed-forward again, one after the
+        other, instead of keeping that of all.
+        """
+        token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
+        return self._decode(
+            self._embed(token_ids, mask),
+            lambda mixer, x: mixer(x, mask=mask),
+            training=training,
+            wrap=keras.remat,
+        )
 
     def call_with_state(
         self,

@@ -7,9 +7,10 @@ import keras
 import keras_hub
 from keras import ops
 
-from elita_tf.models.backbone import ElitaBackbone, OptionalPaddingMask
+from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
+from elita_tf.models.padding import OptionalPaddingMask
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.ops import linear_cross_entropy, token_cross_entropy
 from elita_tf.schedules import CappedInverseSqrt
@@ -34,6 +35,8 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
             backpropagation through time: no gradient goes into earlier batches). Every batch has
             this size, and its rows go on where those of the last one ended, as in
             `elita_tf.data.stream_windows`. None starts every batch anew.
+        rematerialize: keep the residual stream alone for the backward pass, which computes every
+            mixer and feed-forward again: for models that are deep or texts that are long.
         **kwargs: of `keras_hub.models.CausalLM`.
 
     Inputs:
@@ -41,6 +44,9 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
 
     Returns:
         The logits (batch, time, vocabulary_size).
+
+    Raises:
+        ValueError: `carried_batch_size` together with `rematerialize`.
 
     Example:
 
@@ -67,8 +73,14 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         backbone: ElitaBackbone,
         preprocessor: Any = None,
         carried_batch_size: int | None = None,
+        rematerialize: bool = False,
         **kwargs: Any,
     ) -> None:
+        if rematerialize and carried_batch_size is not None:
+            raise ValueError(
+                "A carried state leaves the branches that `rematerialize` runs twice. Received "
+                f"rematerialize=True and carried_batch_size={carried_batch_size}; pass one of them."
+            )
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
@@ -83,9 +95,14 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
 
         # === Config ===
         self.carried_batch_size = carried_batch_size
+        self.rematerialize = rematerialize
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "carried_batch_size": self.carried_batch_size}
+        return {
+            **super().get_config(),
+            "carried_batch_size": self.carried_batch_size,
+            "rematerialize": self.rematerialize,
+        }
 
     def compile(
         self,
@@ -128,8 +145,10 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         # The logits of `y_pred` stay unused, so a compiled step never computes them.
-        if self.carried_state is None or not training:
+        if not training or (self.carried_state is None and not self.rematerialize):
             hidden_states = self.backbone(x, training=training)
+        elif self.rematerialize:
+            hidden_states = self.backbone.call_rematerialized(x, training=True)
         else:
             state = self.carried_state.read()
             hidden_states, state = self.backbone.call_with_state(x, state, training=True)
