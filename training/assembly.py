@@ -88,7 +88,12 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
     arguments = {**architectures[recipe.architecture], **overridden}
     backbone = ElitaBackbone(vocabulary_size=vocabulary_size, **arguments)
     carried = recipe.batch_size if recipe.carry_state else None
-    return ElitaCausalLM(backbone, carried_batch_size=carried, compile=False)
+    return ElitaCausalLM(
+        backbone,
+        carried_batch_size=carried,
+        rematerialize=recipe.rematerialize,
+        compile=False,
+    )
 
 
 def compiled(function: Callable) -> Callable:

@@ -68,6 +68,7 @@ class Recipe:
     learned_positions: bool = False
     init_embeddings: str = ""  # "gpt2", or a KerasHub GPT-2 preset, local folder or hf:// handle
     carry_state: bool = False  # rows go on where those of the batch before ended, and so the state
+    rematerialize: bool = False  # less memory, more time: for long contexts and many layers
     seed: NotNegative = 0
     jit_compile: bool | Annotated[str, OneOf(("auto",))] = "auto"
 

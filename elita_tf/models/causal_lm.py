@@ -110,6 +110,7 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         loss: Any = "auto",
         *,
         weighted_metrics: Any = None,
+        jit_compile: bool | str = "auto",
         **kwargs: Any,
     ) -> None:
         """As in Keras, with other defaults.
@@ -118,16 +119,29 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
             optimizer: "auto" is ELiTA's Adam(min(1e-3, 1e-2 / sqrt(step)), 0.9, 0.99).
             loss: "auto" is `linear_cross_entropy`; any other loss gets the logits.
             weighted_metrics: by default none: a metric needs the logits.
+            jit_compile: "auto" trains with XLA wherever there is one device, on a CPU too, where
+                Keras' own "auto" does not, and leaves generation, which gains nothing there, to
+                that. Pass False for a few steps only, or for batches of ever new shapes: the first
+                step of a shape takes longer.
             **kwargs: of `keras_hub.models.CausalLM.compile`, `sampler` among them.
         """
         if optimizer == "auto":
             optimizer = keras.optimizers.Adam(CappedInverseSqrt(), beta_1=0.9, beta_2=0.99)
+        self.chooses_jit_compile = jit_compile == "auto"
+        if self.chooses_jit_compile and not kwargs.get("run_eagerly") and self._on_one_device():
+            jit_compile = True
         super().compile(
             optimizer=optimizer,
             loss=None if loss == "auto" else loss,
             weighted_metrics=weighted_metrics,
+            jit_compile=jit_compile,
             **kwargs,
         )
+
+    def _on_one_device(self) -> bool:
+        # Keras' TensorFlow models know their strategy, under several replicas of which XLA fails.
+        strategy = getattr(self, "distribute_strategy", None)
+        return strategy is None or strategy.num_replicas_in_sync == 1
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as saved, so that a reloaded model goes on with its optimizer's state."""

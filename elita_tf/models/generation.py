@@ -12,7 +12,10 @@ _SHORTEST_BUCKET = 64
 
 
 class Generation:
-    """Mixin of a KerasHub CausalLM whose `backbone` has a recurrent state."""
+    """Mixin of a KerasHub CausalLM whose `backbone` has a recurrent state.
+
+    `chooses_jit_compile` says that nobody asked for XLA, or for none.
+    """
 
     def prefill(
         self, token_ids: Any, padding_mask: Any = None, state: dict[str, Any] | None = None
@@ -97,7 +100,11 @@ class Generation:
     def make_generate_function(self) -> Callable[..., dict[str, Any]]:
         """The compiled `generate_step`: one compilation for a bucket of lengths."""
         if self.generate_function is None:
+            of_training = self.jit_compile
+            if self.chooses_jit_compile:
+                self.jit_compile = None  # Keras' own choice
             self.generate_function = in_buckets(super().make_generate_function())
+            self.jit_compile = of_training
         return self.generate_function
 
 

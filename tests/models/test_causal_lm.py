@@ -1,6 +1,7 @@
 """The language model: its loss, training, evaluation and saving."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from tests import helpers
 from tests.helpers import randomized
 
 VOCABULARY, BATCH, TIME = 23, 4, 9
@@ -139,3 +141,45 @@ def test_regularization_joins_the_loss() -> None:
     penalty = 0.5 * float(np.sum(np.square(np.array(kernel.kernel))))
     model.compile()
     assert model.evaluate(x, y, verbose=0) == pytest.approx(plain + penalty, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(architectures))
+def test_rematerialised_training_is_the_same(name: str) -> None:
+    x, y, weights = windows()
+    x = {**x, "padding_mask": np.arange(TIME)[None] < np.array([[TIME], [4], [7], [1]])}
+    after = []
+    for rematerialize in (False, True):
+        keras.utils.set_random_seed(5)
+        model = randomized(small_model(name, dropout=0.3), scale=0.2)
+        model.rematerialize = rematerialize
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+        model.fit(x, y, sample_weight=weights, verbose=0)
+        after.append(model.get_weights())
+    for kept, computed_again in zip(*after, strict=True):
+        np.testing.assert_allclose(computed_again, kept, atol=2e-6)
+
+
+def test_rematerialising_is_saved_and_excludes_a_carried_state() -> None:
+    backbone = small_model().backbone
+    model = ElitaCausalLM(backbone, rematerialize=True)
+    assert ElitaCausalLM.from_config(model.get_config()).rematerialize is True
+    with pytest.raises(ValueError, match="carried_batch_size=3"):
+        ElitaCausalLM(backbone, carried_batch_size=3, rematerialize=True)
+
+
+@helpers.tensorflow_only
+@pytest.mark.parametrize(("replicas", "expected"), [(1, True), (2, False)])
+def test_trains_with_xla_on_one_device(
+    replicas: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = SimpleNamespace(num_replicas_in_sync=replicas)
+    monkeypatch.setattr(ElitaCausalLM, "distribute_strategy", strategy)
+    monkeypatch.setattr(ElitaCausalLM, "_resolve_auto_jit_compile", lambda self: False)
+    model = small_model()
+    assert model.jit_compile is expected
+    model.make_generate_function()
+    assert model.jit_compile is expected
+    model.compile(jit_compile=not expected)
+    assert model.jit_compile is not expected
+    model.compile(run_eagerly=True)
+    assert model.jit_compile is False
