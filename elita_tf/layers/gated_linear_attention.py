@@ -15,6 +15,10 @@ from elita_tf.layers.arguments import (
 from elita_tf.layers.projection import projection
 from elita_tf.ops import gated_linear_attention, gated_linear_attention_step
 
+# With fewer key features, the square of scores is what a chunk costs, and short ones are faster.
+_NARROW_KEY_DIM = 32
+_CHUNK_SIZE, _NARROW_CHUNK_SIZE = 64, 16
+
 
 @keras.saving.register_keras_serializable(package="elita_tf")
 class GatedLinearAttention(keras.layers.Layer):
@@ -41,7 +45,8 @@ class GatedLinearAttention(keras.layers.Layer):
         value_dim: features of a head's values; by default the input width over `num_heads`.
         gate_rank: rank of the gate's projection.
         gate_normalizer: divides the log of the gate; larger remembers longer.
-        chunk_size: positions per chunk; a matter of speed only.
+        chunk_size: positions per chunk, a matter of speed and memory only; by default 64, or 16
+            for heads of fewer than 32 key features.
         kernel_initializer: for all matrices.
         kernel_regularizer: for all matrices.
 
@@ -74,7 +79,7 @@ class GatedLinearAttention(keras.layers.Layer):
         value_dim: int | None = None,
         gate_rank: int = 16,
         gate_normalizer: float = 16.0,
-        chunk_size: int = 64,
+        chunk_size: int | None = None,
         kernel_initializer: Any = "glorot_uniform",
         kernel_regularizer: Any = None,
         **kwargs: Any,
@@ -109,6 +114,8 @@ class GatedLinearAttention(keras.layers.Layer):
         value_dim = self.value_dim or split_heads(name, "value_dim", hidden_dim, heads)
         key_dim = self.key_dim or split_heads(name, "key_dim", hidden_dim, 2 * heads)
         self._state_shape = (heads, key_dim, value_dim)
+        default = _NARROW_CHUNK_SIZE if key_dim < _NARROW_KEY_DIM else _CHUNK_SIZE
+        self._positions_per_chunk = self.chunk_size or default
         per_key, per_value = (None, heads, key_dim), (None, heads, value_dim)
         self.query_projection = projection(self, "btd,dhk->bthk", per_key, "query")
         self.key_projection = projection(self, "btd,dhk->bthk", per_key, "key")
@@ -165,7 +172,9 @@ class GatedLinearAttention(keras.layers.Layer):
         if state is not None and inputs.shape[1] == 1:
             outputs, state = one_position(gated_linear_attention_step, terms, state)
         else:
-            outputs, state = gated_linear_attention(*terms, state, chunk_size=self.chunk_size)
+            outputs, state = gated_linear_attention(
+                *terms, state, chunk_size=self._positions_per_chunk
+            )
         gated = self.output_gate(inputs) * self.norm(outputs)
         return self.output_projection(gated), {"state": state}
 

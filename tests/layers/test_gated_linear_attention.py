@@ -1,5 +1,7 @@
 """The GatedLinearAttention layer against its equation, written as loops over its weights."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -89,3 +91,20 @@ def test_chunk_size_changes_no_result() -> None:
     inputs = np.random.default_rng(3).standard_normal((BATCH, TIME, WIDTH))
     small, large = make_layer(chunk_size=1), make_layer(chunk_size=64)
     helpers.assert_close(helpers.leaves(small(inputs)), helpers.leaves(large(inputs)), LAYER_BOUND)
+
+
+@pytest.mark.parametrize(("key_dim", "expected"), [(31, 16), (32, 64)])
+def test_narrow_heads_have_short_chunks(
+    key_dim: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received = []
+
+    def op(query: Any, key: Any, value: Any, *rest: Any, chunk_size: int) -> tuple[Any, Any]:
+        received.append(chunk_size)
+        return value, None
+
+    module = "elita_tf.layers.gated_linear_attention.gated_linear_attention"
+    monkeypatch.setattr(module, op)
+    layer = GatedLinearAttention(HEADS, key_dim=key_dim, value_dim=VALUE_DIM)
+    layer(np.ones((BATCH, TIME, WIDTH), "float32"))
+    assert set(received) == {expected}
