@@ -69,7 +69,10 @@ def accumulate_slices(
             ops.slice_update(stack, (index, *[0] * (len(stack.shape) - 1)), result[None])
             for stack, result in zip(stacks, results, strict=True)
         ]
-        return index + 1, stacks, total + term
+        # Never true, and so 0; but the next slice waits for it, or TensorFlow would work on ten
+        # slices at a time, each with its own intermediate product.
+        waited = ops.cast(ops.reshape(term, (-1,))[0] < -float("inf"), "int32")
+        return index + 1 + waited, stacks, total + term
 
     _, stacks, total = ops.while_loop(
         lambda index, *_: index < num_slices, advance, (0, list(stacks), total)

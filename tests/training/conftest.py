@@ -20,6 +20,7 @@ steps = 5
 validation_interval = 2
 validation_batches = 2
 schedule = "capped_inverse_sqrt"
+jit_compile = false
 learning_rate = 1e-2
 """
 
