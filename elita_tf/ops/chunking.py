@@ -1,4 +1,4 @@
-"""Time cut into chunks: splitting, merging, and the scan from chunk to chunk."""
+"""Time cut into chunks: splitting and merging; and what all forms agree on."""
 
 from typing import Any
 
@@ -24,57 +24,21 @@ def fit_chunk_size(chunk_size: int, time: Any) -> int:
 
 
 def split_chunks(x: Any, chunk_size: int, padding: float = 0.0) -> Any:
-    """(b, t, h, ...) to (n, b, h, c, ...), the last chunk filled up with `padding`."""
+    """(b, t, h, ...) to (b, n, h, c, ...), the last chunk filled up with `padding`."""
     batch, time, heads, *features = ops.shape(x)
     num_chunks = (time + chunk_size - 1) // chunk_size
     widths = [[0, 0], [0, num_chunks * chunk_size - time]] + [[0, 0]] * (1 + len(features))
     x = ops.pad(x, widths, constant_values=padding)
     x = ops.reshape(x, (batch, num_chunks, chunk_size, heads, *features))
-    return ops.transpose(x, (1, 0, 3, 2, *range(4, 4 + len(features))))
+    return ops.swapaxes(x, 2, 3)
 
 
 def merge_chunks(x: Any, time: Any) -> Any:
-    """(n, b, h, c, ...) back to (b, t, h, ...), without the padding."""
-    num_chunks, batch, heads, chunk_size, *features = ops.shape(x)
-    x = ops.transpose(x, (1, 0, 3, 2, *range(4, 4 + len(features))))
-    return ops.reshape(x, (batch, num_chunks * chunk_size, heads, *features))[:, :time]
-
-
-def decayed_sums(decay: Any, increments: Any, initial: Any) -> tuple[Any, Any]:
-    """Scan of `state = decay * state + increment` over chunks.
-
-    Args:
-        decay: (n, ..., 1), broadcast along the last axis of the state.
-        increments: (n, ..., features).
-        initial: (..., features), the state before the first chunk.
-
-    Returns:
-        The state before each chunk, (n, ..., features), and the state after the last.
-    """
-    return _decayed_sums(decay, increments, initial)
-
-
-@ops.custom_gradient
-def _decayed_sums(decay: Any, increments: Any, initial: Any) -> Any:
-    chunks = ops.arange(ops.shape(increments)[0])
-
-    def advance(state: Any, chunk: Any) -> tuple[Any, Any]:
-        return ops.take(decay, chunk, axis=0) * state + ops.take(increments, chunk, axis=0), state
-
-    final, before = ops.scan(advance, initial, chunks)
-
-    def grad(*upstream: Any) -> tuple[Any, Any, Any]:
-        d_before, d_final = unpack_upstream(upstream)
-
-        def retreat(d_state: Any, chunk: Any) -> tuple[Any, Any]:
-            d_earlier = ops.take(d_before, chunk, axis=0)
-            return d_earlier + ops.take(decay, chunk, axis=0) * d_state, d_state
-
-        d_initial, d_increments = ops.scan(retreat, d_final, chunks, reverse=True)
-        d_decay = ops.sum(d_increments * before, axis=-1, keepdims=True)
-        return d_decay, d_increments, d_initial
-
-    return (before, final), grad
+    """(b, n, h, c, ...) back to (b, t, h, ...), without the padding."""
+    batch, num_chunks, heads, chunk_size, *features = ops.shape(x)
+    return ops.reshape(ops.swapaxes(x, 2, 3), (batch, num_chunks * chunk_size, heads, *features))[
+        :, :time
+    ]
 
 
 def unpack_upstream(upstream: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -100,7 +100,7 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
         def grad(upstream: Any) -> tuple[Any, Any, Any]:
             return (
                 ops.cast(upstream * d_hidden, hidden.dtype),
-                ops.cast(upstream * ops.transpose(d_kernel), kernel.dtype),
+                ops.cast(ops.transpose(upstream * d_kernel), kernel.dtype),
                 upstream * losses,
             )
 

@@ -19,13 +19,8 @@ from typing import Any
 
 from keras import ops
 
-from elita_tf.ops.chunking import (
-    decayed_sums,
-    fit_chunk_size,
-    merge_chunks,
-    split_chunks,
-    state_dtype,
-)
+from elita_tf.ops.chunking import fit_chunk_size, merge_chunks, split_chunks, state_dtype
+from elita_tf.ops.running import running_sums
 
 # Blocks of up to so many rows are multiplied and summed: thousands of matrix products of so few
 # rows cost more to start than to compute.
@@ -118,11 +113,12 @@ def gated_linear_attention(
         split_chunks(ops.cast(x, state.dtype), chunk_size) for x in (query, key, value, log_decay)
     )
     scores, query, key, log_decay = _join_positions(scale * query, key, log_decay)
-    starts, final_state = decayed_sums(
+    (ends,), (final_state,) = running_sums(
         decay=ops.exp(log_decay)[..., None],
-        increments=ops.matmul(ops.swapaxes(key, -1, -2), value),
-        initial=state,
+        increments=[ops.matmul(ops.swapaxes(key, -1, -2), value)],
+        initial=[state],
     )
+    starts = ops.concatenate([state[:, None], ends[:, :-1]], axis=1)
     outputs = ops.matmul(scores, value) + ops.matmul(query, starts)
     return ops.cast(merge_chunks(outputs, time), outputs_dtype), final_state
 
@@ -131,11 +127,11 @@ def _join_positions(query: Any, key: Any, log_decay: Any) -> tuple[Any, Any, Any
     """Scores within each chunk, and what links the chunk to the states at its borders.
 
     Args:
-        query, key, log_decay: (n, b, h, c, k), c a power of two.
+        query, key, log_decay: (b, n, h, c, k), c a power of two.
 
     Returns:
-        scores (n, b, h, c, c), lower triangular; query (n, b, h, c, k), decayed from the chunk's
-        start; key (n, b, h, c, k), decayed to the chunk's end; log_decay (n, b, h, k), of the
+        scores (b, n, h, c, c), lower triangular; query (b, n, h, c, k), decayed from the chunk's
+        start; key (b, n, h, c, k), decayed to the chunk's end; log_decay (b, n, h, k), of the
         whole chunk.
     """
     # Every position is a block of one row; blocks are on the axis before the rows.

@@ -41,9 +41,9 @@ def running_sums(
     """S_t = decay_t S_{t-1} + increment_t at every position, for several S at once.
 
     Args:
-        decay: (b, t, h, 1), between 0 and 1; a constant: no gradient flows into it.
-        increments: a list of (b, t, h, features).
-        initial: a list of (b, h, features), the sums before the first position.
+        decay: (b, t, ..., 1), between 0 and 1, shared by all S and along their last axis.
+        increments: a list of (b, t, ..., features).
+        initial: a list of (b, ..., features), the sums before the first position.
 
     Returns:
         The sums at every position, shaped as `increments`, and those after the last, as `initial`.
@@ -55,7 +55,8 @@ def running_sums(
 def _running_sums(count: int) -> Any:
     @ops.custom_gradient
     def running_sums(decay: Any, *arguments: Any) -> Any:
-        sums, final = _recurrence(decay, arguments[:count], arguments[count:], reverse=False)
+        initial = arguments[count:]
+        sums, final = _recurrence(decay, arguments[:count], initial, reverse=False)
 
         def grad(*upstream: Any) -> tuple[Any, ...]:
             upstream = unpack_upstream(upstream)
@@ -64,7 +65,11 @@ def _running_sums(count: int) -> Any:
             after = ops.concatenate([decay[:, 1:], ops.ones_like(decay[:, :1])], axis=1)
             gradients, _ = _recurrence(after, upstream[:count], upstream[count:], reverse=True)
             d_initial = [decay[:, 0] * gradient[:, 0] for gradient in gradients]
-            return ops.zeros_like(decay), *gradients, *d_initial
+            d_decay = ops.zeros_like(decay)
+            for gradient, start, s in zip(gradients, initial, sums, strict=True):
+                before = ops.concatenate([start[:, None], s[:, :-1]], axis=1)
+                d_decay += ops.sum(gradient * before, axis=-1, keepdims=True)
+            return d_decay, *gradients, *d_initial
 
         return (*sums, *final), grad
 
@@ -78,34 +83,43 @@ def _recurrence(
     decay, increments = _split(decay, padding=1.0), [_split(x) for x in increments]
     num_chunks, chunk_size = ops.shape(decay)[1:3]
 
-    def position(index: Any, sums: Sequence[Any]) -> list[Any]:
+    def position(sums: Sequence[Any], index: Any) -> list[Any]:
         factor = ops.take(decay, index, axis=2)
         return [
             factor * s + ops.take(x, index, axis=2) for s, x in zip(sums, increments, strict=True)
         ]
 
     def from_zero(index: Any, sums: Sequence[Any]) -> list[Any]:
-        return position(chunk_size - 1 - index if reverse else index, sums)
+        return position(sums, chunk_size - 1 - index if reverse else index)
 
-    zeros = [ops.zeros_like(x[:, :, 0]) for x in increments]
-    added = ops.fori_loop(0, chunk_size, from_zero, zeros)
-    decay_of_chunk = ops.prod(decay, axis=2)
+    def from_start(sums: Sequence[Any], index: Any) -> tuple[list[Any], list[Any]]:
+        sums = position(sums, index)
+        return sums, sums
 
-    def across(sums: Sequence[Any], chunk: Any) -> tuple[list[Any], Sequence[Any]]:
-        factor = ops.take(decay_of_chunk, chunk, axis=1)
+    if isinstance(num_chunks, int) and num_chunks == 1:
+        starts = [x[:, None] for x in initial]
+    else:
+        zeros = [ops.zeros_like(x[:, :, 0]) for x in increments]
+        added = ops.fori_loop(0, chunk_size, from_zero, zeros)
+        starts = _across_chunks(ops.prod(decay, axis=2), added, initial, reverse)
+    ends, sums = ops.scan(from_start, starts, ops.arange(chunk_size), reverse=reverse)
+    return [_merge(ops.moveaxis(x, 0, 2), time) for x in sums], [x[:, -1] for x in ends]
+
+
+def _across_chunks(
+    decay: Any, added: Sequence[Any], initial: Sequence[Any], reverse: bool
+) -> list[Any]:
+    """The sums before each chunk, from the decay over every chunk and what it has added."""
+
+    def advance(sums: Sequence[Any], chunk: Any) -> tuple[list[Any], Sequence[Any]]:
+        factor = ops.take(decay, chunk, axis=1)
         return [
             factor * s + ops.take(x, chunk, axis=1) for s, x in zip(sums, added, strict=True)
         ], sums
 
-    final, starts = ops.scan(across, list(initial), ops.arange(num_chunks), reverse=reverse)
-
-    def from_start(sums: Sequence[Any], index: Any) -> tuple[list[Any], list[Any]]:
-        sums = position(index, sums)
-        return sums, sums
-
-    starts = [ops.moveaxis(x, 0, 1) for x in starts]
-    _, sums = ops.scan(from_start, starts, ops.arange(chunk_size), reverse=reverse)
-    return [_merge(ops.moveaxis(x, 0, 2), time) for x in sums], final
+    chunks = ops.arange(ops.shape(decay)[1])
+    _, starts = ops.scan(advance, list(initial), chunks, reverse=reverse)
+    return [ops.moveaxis(x, 0, 1) for x in starts]
 
 
 def _split(x: Any, padding: float = 0.0) -> Any:

@@ -1,4 +1,4 @@
-"""Cutting time into chunks and the scans over them."""
+"""Cutting time into chunks."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ def test_split_and_merge(time: int) -> None:
     chunks = chunking.split_chunks(x, CHUNK, padding=-np.inf)
     (array,) = helpers.leaves(chunks)
     num_chunks = (time + CHUNK - 1) // CHUNK
-    assert array.shape == (num_chunks, BATCH, HEADS, CHUNK, VALUE_DIM)
+    assert array.shape == (BATCH, num_chunks, HEADS, CHUNK, VALUE_DIM)
     for t in range(num_chunks * CHUNK):
-        position = array[t // CHUNK, :, :, t % CHUNK]
+        position = array[:, t // CHUNK, :, t % CHUNK]
         assert np.array_equal(position, x[:, t]) if t < time else np.isneginf(position).all()
     assert np.array_equal(helpers.leaves(chunking.merge_chunks(chunks, time))[0], x)
 
@@ -28,15 +28,3 @@ def test_chunk_size_is_a_power_of_two_no_larger_than_needed(
     asked: int, time: int | None, expected: int
 ) -> None:
     assert chunking.fit_chunk_size(asked, time) == expected
-
-
-def test_decayed_sums() -> None:
-    rng = np.random.default_rng(0)
-    decay, increments = rng.random((5, 3, 1)), rng.standard_normal((5, 3, 2))
-    state = initial = rng.standard_normal((3, 2))
-    expected = []
-    for chunk in range(5):
-        expected.append(state)
-        state = decay[chunk] * state + increments[chunk]
-    before, last = helpers.leaves(chunking.decayed_sums(decay, increments, initial))
-    helpers.assert_close([before, last], [np.stack(expected), state], 1e-14)

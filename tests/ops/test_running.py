@@ -1,13 +1,11 @@
 """Running maxima and sums against plain loops over time."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from elita_tf.ops import running
 from tests import helpers
-from tests.helpers import BATCH, HEADS, TIME, VALUE_DIM
+from tests.helpers import BATCH, HEADS, KEY_DIM, TIME, VALUE_DIM
 
 TIMES = pytest.mark.parametrize("time", [1, TIME, 32, 67, 131])
 
@@ -31,31 +29,35 @@ def loop(decay: np.ndarray, increments: list, initial: list) -> tuple[list, list
     return [np.stack(column, axis=1) for column in zip(*rows, strict=True)], sums
 
 
-def loop_gradients(decay: np.ndarray, d_sums: list, d_final: list) -> tuple[list, list]:
-    """Of increments and initial sums, back from the last position."""
-    carried, rows = list(d_final), []
+def loop_gradients(
+    decay: np.ndarray, sums: list, initial: list, d_sums: list, d_final: list
+) -> tuple[np.ndarray, list, list]:
+    """Of the decay, the increments and the initial sums, back from the last position."""
+    carried, rows, d_decay = list(d_final), [], np.zeros_like(decay)
     for t in reversed(range(decay.shape[1])):
         received = [c + x[:, t] for c, x in zip(carried, d_sums, strict=True)]
+        before = [s[:, t - 1] for s in sums] if t else initial
+        for x, s in zip(received, before, strict=True):
+            d_decay[:, t] += (x * s).sum(axis=-1, keepdims=True)
         carried = [decay[:, t] * x for x in received]
         rows.insert(0, received)
-    return [np.stack(column, axis=1) for column in zip(*rows, strict=True)], carried
+    return d_decay, [np.stack(column, axis=1) for column in zip(*rows, strict=True)], carried
 
 
 @TIMES
-def test_running_sums_and_their_gradients(time: int) -> None:
+@pytest.mark.parametrize("inner", [(HEADS,), (HEADS, KEY_DIM)])
+def test_running_sums_and_their_gradients(time: int, inner: tuple[int, ...]) -> None:
     rng = np.random.default_rng(time)
-    decay = rng.random((BATCH, time, HEADS, 1))
+    decay = rng.random((BATCH, time, *inner, 1))
     decay[:, time // 3] = 0.0
     widths = (VALUE_DIM, 1)
-    increments = [rng.standard_normal((BATCH, time, HEADS, width)) for width in widths]
-    initial = [rng.standard_normal((BATCH, HEADS, width)) for width in widths]
-
-    def sums(increments: Any, initial: Any) -> Any:
-        return running.running_sums(decay, increments, initial)
-
+    increments = [rng.standard_normal((BATCH, time, *inner, width)) for width in widths]
+    initial = [rng.standard_normal((BATCH, *inner, width)) for width in widths]
     expected = loop(decay, increments, initial)
     cotangents = helpers.random_like(expected)
-    received = helpers.vjp(sums, [increments, initial], cotangents)
+    received = helpers.vjp(running.running_sums, [decay, increments, initial], cotangents)
     helpers.assert_close(received.outputs, [*expected[0], *expected[1]], 1e-14)
-    d_increments, d_initial = loop_gradients(decay, cotangents[:2], cotangents[2:])
-    helpers.assert_close(received.gradients, [*d_increments, *d_initial], 1e-14)
+    d_decay, d_increments, d_initial = loop_gradients(
+        decay, expected[0], initial, cotangents[:2], cotangents[2:]
+    )
+    helpers.assert_close(received.gradients, [d_decay, *d_increments, *d_initial], 1e-14)
