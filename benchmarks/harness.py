@@ -191,6 +191,14 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_memory() -> int:
+    """Resident memory of this process now, in bytes (Linux; elsewhere the largest so far)."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        return peak_memory()
+    return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
 def gemm_rate(size: int = 2048, runs: int = 9) -> float:
     """FLOP/s of the fastest float32 product of two square matrices here and now."""
     matrix = tf.random.normal((size, size))

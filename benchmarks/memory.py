@@ -4,19 +4,23 @@
 
 The wikitext2 recipes (at most 300K parameters) at equal tokens: 8,192 a step, or one window where
 that is longer, the Transformer with a window of the whole length. Then, not with --short, ELiTA and
-GLA with more than 10M parameters, in one block of width 896, at length 131,072.
+GLA with more than 10M parameters at length 131,072; and the loss alone, with its gradients, at
+GPT-2's vocabulary, against the loss of materialised logits.
 
 Every case takes one step through `model.fit`, compiled as in the recipe, in a child process that
 may ask for 12 GiB; what needs more is reported as not fitting, and greater lengths of that model
 are left out. The peak counts the interpreter and TensorFlow, whose share is
 `memory_before_model_bytes`. It is printed only if the loss of the step equals the loss of the same
-windows read in four pieces chained through the state.
+windows read in four pieces chained through the state; for the loss alone, if value and gradients
+equal those in float64.
 """
 
 import resource
+import statistics
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import baselines
 import harness
 import keras
 import numpy as np
@@ -24,12 +28,28 @@ import tensorflow as tf
 from cases import NAMES, Case, StepTimes, load_recipe, token_windows
 from matplotlib.figure import Figure
 
+from elita_tf import ops
+
 LENGTHS = (1_024, 4_096, 16_384, 65_536, 131_072)
 SHORT_LENGTHS = (1_024, 4_096)
 TOKENS = 8_192
 LIMIT = 12 * 2**30
-LARGE = ("num_layers=1", "hidden_dim=896")
+# More than 10M parameters: 12.7M and 10.5M.
+LARGE_BLOCKS = {"elita": 4, "gla": 3}
+LARGE = ("hidden_dim=512", "rematerialize=true")
 PIECES = 4
+# The loss alone: tokens, width and vocabulary; those whose loss is checked; and those that make
+# the compiler load what it needs, in several slices too.
+LOSS_SIZES, LOSS_PARITY_SIZES, LOSS_WARM_UP = (
+    (8_192, 768, 50_257),
+    (512, 768, 50_257),
+    (1_024, 8, 8_192),
+)
+LOSSES = {
+    "linear_cross_entropy": ops.linear_cross_entropy,
+    "materialised": baselines.materialised_cross_entropy,
+}
+LOSS_RUNS = 5
 
 
 def case_of(name: str, length: int, overrides: tuple[str, ...] = ()) -> Case:
@@ -73,6 +93,41 @@ def loss_in_pieces(model: keras.Model, inputs: np.ndarray, labels: np.ndarray) -
         piece_losses, state = score(tf.constant(piece), tf.constant(targets), state)
         losses.append(np.mean(piece_losses, dtype="float64"))
     return float(np.mean(losses))
+
+
+def loss_arguments(tokens: int, width: int, vocabulary: int) -> list[tf.Tensor]:
+    """Hidden states, the kernel and labels; logits of about 1."""
+    rng = np.random.default_rng(0)
+    hidden, kernel = (rng.standard_normal((n, width), "float32") for n in (tokens, vocabulary))
+    kernel /= np.float32(width**0.5)
+    return [tf.constant(x) for x in (hidden, kernel, rng.integers(vocabulary, size=tokens))]
+
+
+def measure_loss(name: str) -> dict[str, Any]:
+    """Memory above that of the arguments, and the median time, of a loss and its gradients."""
+
+    def loss_and_gradients(hidden: Any, kernel: Any, labels: Any, loss: Any = LOSSES[name]) -> list:
+        with tf.GradientTape() as tape:
+            tape.watch([hidden, kernel])
+            value = loss(hidden, kernel, labels)
+        return [value, *tape.gradient(value, [hidden, kernel])]
+
+    call = tf.function(loss_and_gradients, jit_compile=True)
+    harness.seconds(lambda: call(*loss_arguments(*LOSS_WARM_UP)))
+    arguments = loss_arguments(*LOSS_SIZES)
+    before = harness.resident_memory()
+    times = [harness.seconds(lambda: call(*arguments)) for _ in range(1 + LOSS_RUNS)]
+    peak = harness.peak_memory()
+    arguments = loss_arguments(*LOSS_PARITY_SIZES)
+    exact = [tf.cast(x, "float64") for x in arguments[:2]]
+    expected = loss_and_gradients(*exact, arguments[2], LOSSES["materialised"])
+    error = harness.relative_error(call(*arguments), expected)
+    return {
+        "peak_above_arguments_bytes": peak - before,
+        "median_seconds": statistics.median(times[1:]),
+        "runs": LOSS_RUNS,
+        "parity_error": harness.require_parity(name, error),
+    }
 
 
 def run(cases: list[Case], report: harness.Report) -> None:
@@ -130,9 +185,15 @@ def main(arguments: list[str] | None = None) -> None:
     lengths = SHORT_LENGTHS if options.short else LENGTHS
     cases = [case_of(name, length) for length in lengths for name in NAMES]
     if not options.short:
-        cases += [case_of(name, LENGTHS[-1], LARGE) for name in NAMES if name != "transformer"]
+        for name, blocks in LARGE_BLOCKS.items():
+        cases.append(case_of(name, LENGTHS[-1], (f"num_layers={blocks}", *LARGE)))
     run(cases, report)
     report.save(plot(report.lines))
+    if not options.short:
+        for name in LOSSES:
+            harness.progress(f"the loss alone: {name}")
+            sizes = dict(zip(("tokens", "width", "vocabulary_size"), LOSS_SIZES, strict=True))
+            report.write(setting="loss", case=name, **sizes, **harness.in_child(measure_loss, name))
 
 
 if __name__ == "__main__":
