@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     cases = [case_of(name, length) for length in lengths for name in NAMES]
     if not options.short:
         for name, blocks in LARGE_BLOCKS.items():
-        cases.append(case_of(name, LENGTHS[-1], (f"num_layers={blocks}", *LARGE)))
+            cases.append(case_of(name, LENGTHS[-1], (f"num_layers={blocks}", *LARGE)))
     run(cases, report)
     report.save(plot(report.lines))
     if not options.short:
