@@ -148,6 +148,12 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        # Variables that come up while TensorFlow traces the step have it trace once more.
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def compute_loss(
         self,
         x: Any = None,
