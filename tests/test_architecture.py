@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("benchmarks", "elita_tf", "tests", "training")
+FOLDERS = ("benchmarks", "colab", "elita_tf", "tests", "training")
 MAX_FILE_LINES = 250
 MAX_FUNCTION_LINES = 45
 MAX_CONSTRUCTOR_ARGUMENTS = 8
