@@ -8,7 +8,8 @@
 # %% [markdown]
 # ## What to train
 #
-# The setting of ELiTA's authors. More steps and a larger model give better text.
+# The setting of ELiTA's authors, for a few hundred steps: enough to see the loss fall and words
+# appear. More steps and a larger model give better text.
 
 # %% tags=["parameters"]
 CORPUS = "wikitext-2"  # or "wikitext-103", "pydoc" (inside every Python), "text:PATH"
@@ -18,7 +19,7 @@ ARCHITECTURE = "elita_query"  # or "elita", "gla", "transformer", "hybrid"
 NUM_LAYERS = 3
 CONTEXT_LENGTH = 256
 BATCH_SIZE = 128
-STEPS = 400
+STEPS = 300
 VALIDATION_INTERVAL = 50  # steps
 VALIDATION_BATCHES = 10
 JIT_COMPILE = "auto"  # with XLA; False starts at once, but every step takes longer
@@ -149,7 +150,7 @@ print(f"{loss / math.log(2) / bytes_per_token:.3f} bits per byte")
 #
 # The best weights, now with a tokenizer around them: strings in, strings out. After the prompt
 # every token costs the same, as the model keeps a state of constant size, not all that came
-# before.
+# before. Expect words and scraps of sentences: the model is small and has barely begun to learn.
 
 # %%
 import keras_hub
