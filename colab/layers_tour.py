@@ -187,6 +187,6 @@ for name, make in makers.items():
     plt.plot(lengths, [milliseconds(make(n), n) for n in lengths], marker="o", label=name)
 plt.gca().set(xscale="log", yscale="log", xlabel="length", ylabel="milliseconds")
 plt.xticks(LENGTHS, LENGTHS)
-plt.minorticks_off()
+plt.gca().xaxis.set_minor_locator(plt.NullLocator())
 plt.legend()
 plt.show()
