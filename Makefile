@@ -12,12 +12,13 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train test bench lint clean
+.PHONY: help train test bench notebooks lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
 	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
+	@echo "make notebooks                             make the notebooks in colab from the scripts beside them"
 	@echo "make lint                                  check style and formatting with ruff"
 	@echo "make clean                                 remove $(VENV) and the build and test leftovers (runs/ stays)"
 	@echo "The first call makes $(VENV) and installs into it; PYTHON=... names the Python (3.11, 3.12 or 3.13) to use."
@@ -30,6 +31,9 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do $(VENV_PYTHON) benchmarks/$$name.py --short $(ARGS) || exit 1; done
+
+notebooks: $(INSTALLED)
+	$(VENV_PYTHON) colab/build.py
 
 lint: $(INSTALLED)
 	$(VENV_PYTHON) -m ruff check .

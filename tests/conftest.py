@@ -10,3 +10,8 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 # A first example may compile for seconds, and a run must be repeatable.
 hypothesis.settings.register_profile("elita_tf", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("elita_tf")
+
+if os.environ.get("KERAS_BACKEND") == "jax":
+    # Eight devices on one CPU, for the tests of sequences that are split over devices.
+    devices = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"

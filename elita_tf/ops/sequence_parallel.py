@@ -1,0 +1,179 @@
+"""Sequences that are split over devices (JAX only): every device holds a piece of the time axis.
+
+What a piece does to the state is small: for Attention2 the state that the piece alone leaves, for
+gated linear attention that and the decay over the whole piece. Every device computes it for its
+piece, all devices exchange it, and each runs the usual op from the state that the pieces before
+leave. What is exchanged does not depend on the length. Gradients go the same way back.
+
+Call these functions on whole arrays, best inside `jax.jit` on arrays that are sharded over time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from elita_tf.ops.attention2 import Attention2State, attention2, attention2_empty_state
+from elita_tf.ops.chunking import decayed_sums, state_dtype
+from elita_tf.ops.gated_linear_attention import gated_linear_attention
+
+
+def attention2_sequence_parallel(
+    key_logits: Any,
+    query_logits: Any,
+    self_logits: Any,
+    value: Any,
+    initial_state: Attention2State | None = None,
+    *,
+    mesh: Any,
+    axis_name: str,
+) -> tuple[Any, Attention2State]:
+    """`attention2` with time split over the devices along one axis of a mesh.
+
+    Args:
+        key_logits, query_logits, self_logits: (batch, time, heads).
+        value: (batch, time, heads, value_dim).
+        initial_state: before the whole sequence, by default empty.
+        mesh: a `jax.sharding.Mesh` (of axes of type Auto, as its constructor makes them).
+        axis_name: the axis of the mesh that time is split over. Other axes stay free for the
+            compiler to split the batch or the heads over.
+
+    Returns:
+        As `attention2`: the outputs, split over time, and the final state, on every device.
+
+    Raises:
+        ValueError: another backend than JAX, an axis that the mesh lacks, or a time that its
+            devices do not divide.
+    """
+    dtype = state_dtype(key_logits, value)
+    if initial_state is None:
+        batch_size, _, num_heads, value_dim = ops.shape(value)
+        initial_state = attention2_empty_state(batch_size, num_heads, value_dim, dtype)
+    initial_state = Attention2State(*(ops.cast(x, dtype) for x in initial_state))
+
+    def piece(inputs: Any, initial: Attention2State, exchange: Callable, index: Any) -> Any:
+        _, added = attention2(*inputs)
+        states = [
+            ops.concatenate([first[None], others])
+            for first, others in zip(initial, exchange(added), strict=True)
+        ]
+        # The state before piece 0 comes first, so the first index + 1 states precede this piece.
+        before = ops.arange(len(states[0])) <= index
+        outputs, _ = attention2(*inputs, _merged(states, before))
+        return outputs, _merged(states, ops.ones_like(before))
+
+    inputs = (key_logits, query_logits, self_logits, value)
+    return _over_pieces(piece, inputs, initial_state, mesh, axis_name)
+
+
+def gated_linear_attention_sequence_parallel(
+    query: Any,
+    key: Any,
+    value: Any,
+    log_decay: Any,
+    initial_state: Any = None,
+    *,
+    mesh: Any,
+    axis_name: str,
+    scale: float | None = None,
+    chunk_size: int = 64,
+) -> tuple[Any, Any]:
+    """`gated_linear_attention` with time split over the devices along one axis of a mesh.
+
+    Args:
+        query, key, log_decay: (batch, time, heads, key_dim).
+        value: (batch, time, heads, value_dim).
+        initial_state: (batch, heads, key_dim, value_dim), before the whole sequence, by default
+            zeros.
+        mesh: a `jax.sharding.Mesh` (of axes of type Auto, as its constructor makes them).
+        axis_name: the axis of the mesh that time is split over. Other axes stay free for the
+            compiler to split the batch or the heads over.
+        scale: as for `gated_linear_attention`.
+        chunk_size: as for `gated_linear_attention`.
+
+    Returns:
+        As `gated_linear_attention`: the outputs, split over time, and the final state, on every
+        device.
+
+    Raises:
+        ValueError: another backend than JAX, an axis that the mesh lacks, or a time that its
+            devices do not divide.
+    """
+    dtype = state_dtype(query, key, value, log_decay)
+    if initial_state is None:
+        batch_size, _, num_heads, value_dim = ops.shape(value)
+        initial_state = ops.zeros((batch_size, num_heads, query.shape[-1], value_dim))
+    initial_state = ops.cast(initial_state, dtype)
+    settings = {"scale": scale, "chunk_size": chunk_size}
+
+    def piece(inputs: Any, initial: Any, exchange: Callable, index: Any) -> Any:
+        _, added = gated_linear_attention(*inputs, **settings)
+        log_decay = ops.sum(ops.cast(inputs[3], dtype), axis=1)
+        log_decays, increments = exchange((log_decay, added))
+        starts, final = decayed_sums(ops.exp(log_decays)[..., None], increments, initial)
+        start = ops.take(starts, index, axis=0)
+        return gated_linear_attention(*inputs, start, **settings)[0], final
+
+    return _over_pieces(piece, (query, key, value, log_decay), initial_state, mesh, axis_name)
+
+
+def _merged(states: list[Any], kept: Any) -> Attention2State:
+    """The sum of those states (n, batch, ...) that are kept (n,)."""
+    max_logits, numerators, denominators = states
+    max_logits = ops.where(kept[:, None, None], max_logits, -float("inf"))
+    max_logit = ops.max(max_logits, axis=0)
+    # An empty state weighs nothing, also where all are empty.
+    weights = ops.exp(ops.where(max_logits > -float("inf"), max_logits - max_logit, -float("inf")))
+    return Attention2State(
+        max_logit,
+        ops.sum(weights[..., None] * numerators, axis=0),
+        ops.sum(weights * denominators, axis=0),
+    )
+
+
+def _over_pieces(
+    piece: Callable, inputs: tuple[Any, ...], initial: Any, mesh: Any, axis_name: str
+) -> Any:
+    """`piece(inputs, initial, exchange, index)` on every device, with its part of the inputs.
+
+    `exchange` stacks what every device gives, `index` is the device's own place.
+    """
+    _require_split(inputs[0].shape[1], mesh, axis_name)
+    import jax
+
+    def exchange(structure: Any) -> Any:
+        return jax.lax.all_gather(structure, axis_name)
+
+    def on_device(inputs: Any, initial: Any) -> Any:
+        return piece(inputs, initial, exchange, jax.lax.axis_index(axis_name))
+
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, axis_name)
+    return jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(split, whole),
+        out_specs=(split, whole),
+        axis_names={axis_name},
+        # The loops inside the ops start from zeros, the same on every device, and JAX's check
+        # wants a carry that is so to stay so.
+        check_vma=False,
+    )(inputs, initial)
+
+
+def _require_split(time: int, mesh: Any, axis_name: str) -> None:
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            "Sequences are split over devices by JAX. The backend is "
+            f"{keras.backend.backend()!r}; set KERAS_BACKEND=jax before Keras is imported."
+        )
+    if axis_name not in mesh.shape:
+        raise ValueError(
+            f"`axis_name`: expected one of the mesh's axes {tuple(mesh.shape)}, received "
+            f"{axis_name!r}."
+        )
+    if time % mesh.shape[axis_name]:
+        raise ValueError(
+            f"A time of {time} does not split over {mesh.shape[axis_name]} devices alike. Pad it "
+            "to a multiple, with key_logits of -inf, or with keys and log_decays of 0."
+        )
