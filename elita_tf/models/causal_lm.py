@@ -166,9 +166,9 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        require_inputs(self.name, x)
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
+        require_inputs(self.name, x, labels=y)
         # The logits of `y_pred` stay unused, so a compiled step never computes them.
         if not training or (self.carried_state is None and not self.rematerialize):
             hidden_states = self.backbone(x, training=training)
@@ -184,6 +184,7 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
     def token_losses(self, token_ids: Any, labels: Any, padding_mask: Any = None) -> Any:
         """The loss of every label, (batch, time) in nats, without holding all logits."""
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        require_inputs(self.name, inputs, labels=labels)
         hidden_states = self.backbone(inputs, training=False)
         return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels)
 
@@ -191,7 +192,9 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         self, token_ids: Any, labels: Any, state: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """`token_losses` of a text that goes on from `state`, and the state after it."""
-        hidden_states, state = self.backbone.call_with_state({"token_ids": token_ids}, state)
+        inputs = {"token_ids": token_ids}
+        require_inputs(self.name, inputs, labels=labels)
+        hidden_states, state = self.backbone.call_with_state(inputs, state)
         return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels), state
 
     def score(
@@ -225,7 +228,8 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         if scoring_mode == "loss" and target_ids is None:
             raise ValueError("`scoring_mode='loss'` compares with `target_ids`; received None.")
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-        require_inputs(self.name, inputs)
+        targets = {} if target_ids is None else {"target_ids": target_ids}
+        require_inputs(self.name, inputs, **targets)
         state = self.backbone.get_initial_state(ops.shape(token_ids)[0])
         intercept = layer_intercept_fn or (lambda x, index: x)
         hidden_states, _ = self.backbone.call_with_state(inputs, state, intercept)

@@ -19,8 +19,8 @@ class OptionalPaddingMask:
         return super().call({"padding_mask": None, **inputs}, training=training, mask=mask)
 
 
-def require_inputs(model: str, inputs: Any) -> None:
-    """Raise a ValueError unless these are token ids with a mask that fits."""
+def require_inputs(model: str, inputs: Any, **labels: Any) -> None:
+    """Raise a ValueError unless these are token ids, with a mask, and labels, that fit."""
     if not isinstance(inputs, dict) or "token_ids" not in inputs:
         received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
         raise ValueError(
@@ -30,6 +30,7 @@ def require_inputs(model: str, inputs: Any) -> None:
     tensors = {"token_ids": (inputs["token_ids"], "batch time")}
     if inputs.get("padding_mask") is not None:
         tensors["padding_mask"] = inputs["padding_mask"], "batch time"
+    tensors |= {name: (each, "batch time") for name, each in labels.items()}
     require_shapes(model, **tensors)
 
 
