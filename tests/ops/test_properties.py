@@ -41,7 +41,7 @@ def bound_of(dtype: str, *arrays: np.ndarray) -> float:
     if dtype == "float64":
         return 1e-10
     finite = [np.abs(array[np.isfinite(array)]).max(initial=0.0) for array in arrays]
-    return 3e-3 if max(finite) > 100 else 3e-5
+    return 3e-3 if max(finite, default=0.0) > 100 else 3e-5
 
 
 def assert_close(actual: Any, expected: Any, bound: float) -> None:
@@ -71,7 +71,7 @@ def attention2_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], int]:
 
 
 @pytest.mark.parametrize("form", ["attention2", "attention2_recurrent"])
-@budget(25, 700)
+@budget(12, 500)
 @given(call=attention2_calls())
 def test_attention2_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -> None:
     dtype, inputs, split = call
@@ -89,14 +89,17 @@ def test_attention2_is_its_definition_whole_and_in_two_pieces(form: str, call: t
     assert_close([np.concatenate(pieces, axis=1), *final], [expected, *state], bound)
 
 
-@budget(8, 200)
+@budget(5, 150)
 @given(call=attention2_calls(), seed=SEED)
 def test_gradients_of_attention2(call: tuple, seed: int) -> None:
     _, inputs, _ = call
     outputs, state = oracles.attention2(*inputs)
     cotangents = helpers.random_like([outputs, *state], seed)
-    # The maximum is minus infinity where nothing is kept, and has no gradient there.
-    cotangents[1] = np.where(np.isinf(state[0]), 0.0, cotangents[1])
+    # A maximum that two keys have, or that is minus infinity, has no one gradient.
+    unique = (inputs[0] == state[0][:, None]).sum(axis=1) == 1
+    cotangents[1:] = [
+        np.where(unique if x.ndim == 2 else unique[..., None], x, 0.0) for x in cotangents[1:]
+    ]
     result = helpers.vjp(ops.attention2, inputs, cotangents)
     expected = oracles.attention2_gradients(inputs, cotangents)
     helpers.assert_finite(result.gradients)
@@ -106,13 +109,8 @@ def test_gradients_of_attention2(call: tuple, seed: int) -> None:
 @st.composite
 def gla_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], dict[str, Any], int]:
     """dtype, the four inputs and an initial state, keywords, and where to split time."""
-    batch, time, heads, key_dim, value_dim = (
-        draw(SIZE),
-        draw(TIME),
-        draw(SIZE),
-        draw(SIZE),
-        draw(SIZE),
-    )
+    batch, heads, key_dim, value_dim = (draw(SIZE) for _ in range(4))
+    time = draw(TIME)
     rng = np.random.default_rng(draw(SEED))
     shape = (batch, time, heads)
     query, key = rng.standard_normal((2, *shape, key_dim))
@@ -132,7 +130,7 @@ def gla_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], dict[str, Any], i
 
 
 @pytest.mark.parametrize("form", ["gated_linear_attention", "gated_linear_attention_recurrent"])
-@budget(25, 700)
+@budget(12, 500)
 @given(call=gla_calls())
 def test_gla_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -> None:
     dtype, inputs, keywords, split = call
@@ -152,7 +150,7 @@ def test_gla_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -
     assert_close([np.concatenate(pieces, axis=1), state], expected, bound)
 
 
-@budget(8, 200)
+@budget(5, 150)
 @given(call=gla_calls(), seed=SEED)
 def test_gradients_of_gla(call: tuple, seed: int) -> None:
     _, inputs, keywords, _ = call
@@ -166,7 +164,7 @@ def test_gradients_of_gla(call: tuple, seed: int) -> None:
 LEADING = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 
 
-@budget(20, 500)
+@budget(12, 400)
 @given(leading=LEADING, sizes=st.tuples(SIZE, SIZE, SIZE), seed=SEED, dtype=DTYPE)
 def test_feed_forward2_on_any_leading_axes(
     leading: tuple, sizes: tuple, seed: int, dtype: str
@@ -179,7 +177,7 @@ def test_feed_forward2_on_any_leading_axes(
     assert_close([outputs], [oracles.feed_forward2(*arrays)], bound_of(dtype))
 
 
-@budget(20, 500)
+@budget(12, 400)
 @given(
     leading=LEADING,
     sizes=st.tuples(st.integers(1, 6), SIZE),
@@ -196,15 +194,11 @@ def test_cross_entropies_on_any_leading_axes(
     hidden, kernel = rounded(dtype, hidden, magnitude * rng.standard_normal(sizes))
     labels = rng.integers(0, sizes[0], leading)
     weight = {
-        "none": None,
-        "some": rng.integers(0, 3, leading).astype("float64"),
-        "last axis": rng.random((leading or (1,))[-1:])[: None if leading else 0].reshape(
-            leading[-1:]
-        )
-        if leading
-        else None,
-        "zero": np.zeros(leading),
-    }[weights]
+        "none": lambda: None,
+        "some": lambda: rng.integers(0, 3, leading).astype("float64"),
+        "last axis": lambda: rng.random(leading[-1:]),
+        "zero": lambda: np.zeros(leading),
+    }[weights]()
     full = None if weight is None else np.broadcast_to(weight, leading).astype("float64")
     expected, _ = oracles.linear_cross_entropy(hidden, kernel, labels, full)
     arrays = [x.astype(dtype) for x in (hidden, kernel)]
