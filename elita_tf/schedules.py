@@ -29,7 +29,8 @@ class CappedInverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, peak: float = 1e-3, scale: float = 1e-2) -> None:
         super().__init__()
-        if not (peak > 0 and scale > 0):
+        numbers = all(isinstance(rate, (int, float)) for rate in (peak, scale))
+        if not (numbers and peak > 0 and scale > 0):
             raise ValueError(
                 "A learning rate is above 0: expected `peak` and `scale` above 0, received "
                 f"peak={peak!r}, scale={scale!r}."

@@ -3,15 +3,25 @@
 import os
 
 import hypothesis
+import pytest
 
 # Without it the JAX backend silently computes float64 tests in float32; JAX reads it at import.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 # A first example may compile for seconds, and a run must be repeatable.
 hypothesis.settings.register_profile("elita_tf", deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("elita_tf")
+# Other inputs every time, and many; a test takes `tests.helpers.budget` of them.
+hypothesis.settings.register_profile("soak", deadline=None, database=None, print_blob=True)
 
 if os.environ.get("KERAS_BACKEND") == "jax":
     # Eight devices on one CPU, for the tests of sequences that are split over devices.
     devices = "--xla_force_host_platform_device_count=8"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="the long form of the fault tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("soak" if config.getoption("soak") else "elita_tf")

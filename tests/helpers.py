@@ -6,6 +6,7 @@ Sizes of the tests are all distinct, so that a swapped axis cannot go unnoticed.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -16,6 +17,12 @@ BACKEND = keras.backend.backend()
 # A float64 layer. On JAX, Keras computes sin, tanh and means of float64 tensors in float32.
 LAYER_BOUND = 1e-10 if BACKEND == "tensorflow" else 1e-6
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="needs TensorFlow's graphs")
+
+
+def budget(short: int, long: int) -> hypothesis.settings:
+    """Inputs that a property test tries: `short` in every run, `long` with `pytest --soak`."""
+    soak = hypothesis.settings.get_current_profile_name() == "soak"
+    return hypothesis.settings(max_examples=long if soak else short)
 
 
 class Vjp(NamedTuple):

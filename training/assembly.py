@@ -102,9 +102,21 @@ def compiled(function: Callable) -> Callable:
 
 
 def load_trained(run_dir: Path, recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
-    """The model of a run, for token ids, with its best weights, or else its last ones."""
+    """The model of a run, for token ids, with its best weights, or else its last ones.
+
+    Raises:
+        OSError, ValueError: the weights are missing, broken, or another model's.
+    """
     model = build_model(recipe, vocabulary_size)
-    model.load_weights(KeepWeights(run_dir).best_so_far)
+    weights = KeepWeights(run_dir).best_so_far
+    try:
+        model.load_weights(weights)
+    except (OSError, ValueError) as error:
+        # HDF5's own message names no file.
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(
+            f"{weights} does not hold the weights of the model in recipe.toml: {error}"
+        ) from error
     return model
 
 

@@ -57,7 +57,11 @@ def live(model: ElitaCausalLM) -> Decoder:
 
 
 def served(folder: Path) -> Decoder:
-    """The decoder of a SavedModel that `export.py` wrote."""
+    """The decoder of a SavedModel that `export.py` wrote.
+
+    A SavedModel is a program, which TensorFlow runs: load none from a source that you do not trust.
+    Run folders and presets hold no code.
+    """
     import tensorflow_text  # noqa: F401, registers the tokenizer's operations
 
     module = tf.saved_model.load(folder)

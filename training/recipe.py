@@ -14,6 +14,7 @@ from elita_tf.models import architectures
 
 FOLDER = Path(__file__).parent / "recipes"
 SCHEDULES = ("constant", "capped_inverse_sqrt", "cosine")
+_LARGEST = 2**63 - 1  # TOML promises no larger integer.
 _NOUNS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -75,7 +76,8 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as a TOML file that `load_recipe` reads."""
         lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in asdict(self).items())
-        return "".join(lines)
+        # JSON's strings are TOML's but for this character.
+        return "".join(lines).replace("\x7f", "\\u007f")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -98,7 +100,8 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         raise FileNotFoundError(f"No recipe {name!r}: expected a file, or one of {known}.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    # Besides TOML's own error: no UTF-8, numbers of thousands of digits, deeply nested brackets.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
     return _checked({**values, **dict(map(_parse_override, overrides))})
 
@@ -108,9 +111,10 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not (key and equals):
         raise ValueError(f"--set {text!r}: expected key=value.")
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
         return key, value
+    return key, parsed["value"] if len(parsed) == 1 else value
 
 
 def _checked(values: dict[str, Any]) -> Recipe:
@@ -133,13 +137,22 @@ def _accepts(annotation: Any, value: Any) -> bool:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return any(_accepts(member, value) for member in typing.get_args(annotation))
     if typing.get_origin(annotation) is not Annotated:
-        return type(value) is annotation or (annotation is float and type(value) is int)
+        return _is_of(annotation, value)
     kind, constraint = typing.get_args(annotation)
     if not _accepts(kind, value):
         return False
     if isinstance(constraint, OneOf):
         return value in constraint.choices
     return value >= constraint.minimum
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        return False
+    if kind is str:
+        # Half a character, as the command line gives for bytes that are no UTF-8.
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return kind is bool or abs(value) <= _LARGEST
 
 
 def _describe(annotation: Any) -> str:

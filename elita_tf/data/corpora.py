@@ -46,6 +46,11 @@ class Split:
             file.seek(self.start)
             while remaining > 0:
                 line = file.readline(remaining)
+                if not line:
+                    raise ValueError(
+                        f"{self.path} ends {remaining} bytes before the split does: it was cut "
+                        "short since it was split. Load the corpus again."
+                    )
                 remaining -= len(line)
                 yield line
 
@@ -119,7 +124,7 @@ def load_corpus(name: str, data_dir: Path | str | None = None) -> Corpus:
     if name in wikitext.NAMES:
         paths = wikitext.find(name, None if data_dir is None else Path(data_dir))
         return Corpus(name, {split: Split(path) for split, path in paths.items()})
-    if name.startswith("text:"):
+    if str(name).startswith("text:"):
         return Corpus(name, _text_splits(Path(name.removeprefix("text:")).expanduser()))
     known = ", ".join(("pydoc", *wikitext.NAMES, "text:PATH"))
     raise ValueError(f"Unknown corpus {name!r}: expected one of {known}.")
@@ -137,7 +142,10 @@ def _text_splits(path: Path) -> dict[str, Split]:
         raise FileNotFoundError(f"text:PATH needs an existing file or folder; received {path}.")
     empty = [name for name, split in splits.items() if split.num_bytes == 0]
     if empty:
-        raise ValueError(f"{path} leaves no text for: {', '.join(empty)}. Give a longer text.")
+        raise ValueError(
+            f"{path} leaves no text for: {', '.join(empty)}. Give a text of more lines: a file is "
+            "split between lines, and every split needs one."
+        )
     return splits
 
 
@@ -165,9 +173,10 @@ def _pydoc_splits() -> dict[str, Split]:
     folder = cache_root() / "corpora" / f"pydoc-{digest[:16]}"
     splits = {split: Split(folder / f"{split}.txt") for split in SPLITS}
     for name, split in splits.items():
-        if not split.path.is_file():
+        content = texts[name].encode()
+        if not split.path.is_file() or split.path.read_bytes() != content:
             with atomic_path(split.path) as temporary:
-                temporary.write_bytes(texts[name].encode())
+                temporary.write_bytes(content)
     return splits
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,25 +34,22 @@ class GPT2Tokenizer(Tokenizer):
     Raises:
         FileNotFoundError: when a file is missing.
         ImportError: when tensorflow-text is not installed.
+        ValueError: when the files are not those of a byte-level BPE, or cut short.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        import keras_hub
-
         _require_tensorflow_text()
         self._files = [Path(folder) / name for name in FILES]
         missing = [str(path) for path in self._files if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"The GPT-2 tokenizer needs {', '.join(missing)}.")
-        vocabulary = json.loads(self._files[0].read_text(encoding="utf-8"))
-        merges = self._files[1].read_text(encoding="utf-8").split("\n")
-        # KerasHub's Python path splits words in another way than GPT-2 does ("'s" for one), so
-        # its TensorFlow path is asked for.
-        self._tokenizer = keras_hub.tokenizers.GPT2Tokenizer(
-            vocabulary,
-            [merge for merge in merges if merge and not merge.startswith("#version")],
-            _allow_python_workflow=False,
-        )
+        try:
+            self._tokenizer = _read(*self._files)
+        except ValueError as error:
+            raise ValueError(
+                f"{folder} does not hold the vocabulary and the merges of a byte-level BPE, or not "
+                f"all of them: {error}. Copy `vocab.json` and `merges.txt` again."
+            ) from error
 
     @property
     def vocabulary_size(self) -> int:
@@ -71,13 +69,26 @@ class GPT2Tokenizer(Tokenizer):
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ids, without bytes that are no UTF-8."""
-        return self._tokenizer.detokenize(np.asarray(list(token_ids), np.int32))
+        return self._tokenizer.detokenize(np.asarray(self.require_ids(token_ids), np.int32))
 
     def save(self, folder: Path | str) -> None:
         """Copies `vocab.json` and `merges.txt`."""
         for source in self._files:
             with atomic_path(Path(folder) / source.name) as temporary:
                 shutil.copyfile(source, temporary)
+
+
+def _read(vocabulary_path: Path, merges_path: Path) -> Any:
+    import keras_hub
+
+    vocabulary = json.loads(vocabulary_path.read_text(encoding="utf-8"))
+    lines = merges_path.read_text(encoding="utf-8").split("\n")
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    if not merges:
+        raise ValueError("there are no merges")
+    # KerasHub's Python path splits words in another way than GPT-2 does ("'s" for one), so its
+    # TensorFlow path is asked for.
+    return keras_hub.tokenizers.GPT2Tokenizer(vocabulary, merges, _allow_python_workflow=False)
 
 
 def _require_tensorflow_text() -> None:
@@ -97,8 +108,9 @@ def download() -> Path:
     folder = cache_root() / "tokenizers" / "gpt2"
     instead = f"name a folder that holds {' and '.join(FILES)} (in a recipe: tokenizer_folder)"
     for name, sha256 in FILES.items():
-        if not (folder / name).is_file():
+        kept = folder / name
+        if not kept.is_file() or file_sha256(kept) != sha256:
             source = hub_file(REPOSITORY, name, sha256, instead, revision=REVISION)
-            with atomic_path(folder / name) as temporary:
+            with atomic_path(kept) as temporary:
                 shutil.copyfile(source, temporary)
     return folder

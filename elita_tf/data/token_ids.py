@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elita_tf.data.cache import atomic_path, cache_root
+from elita_tf.data.cache import cache_root, kept_file
 from elita_tf.data.corpora import Split
 from elita_tf.data.tokenizer_base import Tokenizer
 
@@ -22,30 +22,35 @@ def encode_split(tokenizer: Tokenizer, split: Split) -> np.ndarray:
     """The ids of a split, rank 1, read-only, memory-mapped.
 
     They are encoded on first use, block by block, into a file of the cache that is named after
-    the tokenizer's and the text's sums; uint16 where the vocabulary fits, else uint32.
+    the tokenizer's, the text's and its own sums; uint16 where the vocabulary fits, else uint32.
 
     Args:
         tokenizer: any `Tokenizer`.
         split: the text.
 
     Raises:
-        ValueError: when the split gives no token.
+        ValueError: when the split gives no token, or the tokenizer lacks one.
+        OSError: when there is no room for the file.
     """
     dtype = np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32
     identity = f"{tokenizer.fingerprint} {split.digest()} {tokenizer.end_of_text}"
     key = hashlib.sha256(identity.encode()).hexdigest()
-    path = cache_root() / "token_ids" / f"{key}.{np.dtype(dtype).name}"
-    if not path.is_file():
-        _write(tokenizer, split, path, dtype)
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            for block in _encoded_blocks(tokenizer, split):
+                if block.size and block.min() < 0:
+                    raise ValueError(
+                        f"The tokenizer has no id for some text of {split.path}: its vocabulary "
+                        "lacks single bytes. Take the whole vocabulary."
+                    )
+                file.write(block.astype(dtype).tobytes())
+
+    name = f"{key}.{np.dtype(dtype).name}"
+    path = kept_file(cache_root() / "token_ids" / name, write)
     if path.stat().st_size == 0:
         raise ValueError(f"{split.path} gives no token: expected some text.")
     return np.memmap(path, dtype, mode="r")
-
-
-def _write(tokenizer: Tokenizer, split: Split, path: Path, dtype: type[np.integer]) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for block in _encoded_blocks(tokenizer, split):
-            file.write(block.astype(dtype).tobytes())
 
 
 def _encoded_blocks(tokenizer: Tokenizer, split: Split) -> Iterator[np.ndarray]:
@@ -67,6 +72,9 @@ def unigram_entropy(token_ids: np.ndarray, vocabulary_size: int) -> float:
         token_ids: ids, rank 1; may be memory-mapped.
         vocabulary_size: number of ids.
 
+    Raises:
+        ValueError: for an id that is none of the vocabulary.
+
     Example:
 
     >>> round(unigram_entropy(np.array([0, 1, 0, 1]), 3), 4)
@@ -75,6 +83,12 @@ def unigram_entropy(token_ids: np.ndarray, vocabulary_size: int) -> float:
     counts = np.zeros(vocabulary_size, np.int64)
     for start in range(0, len(token_ids), COUNTED_PER_BLOCK):
         block = token_ids[start : start + COUNTED_PER_BLOCK]
-        counts += np.bincount(block, minlength=vocabulary_size)
+        found = np.bincount(block, minlength=vocabulary_size)
+        if len(found) > vocabulary_size:
+            raise ValueError(
+                f"Expected ids below {vocabulary_size}, the vocabulary's size; received "
+                f"{len(found) - 1}. Pass the ids and the size of one and the same tokenizer."
+            )
+        counts += found
     frequencies = counts[counts > 0] / len(token_ids)
     return float(-np.sum(frequencies * np.log(frequencies)))

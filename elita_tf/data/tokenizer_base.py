@@ -30,12 +30,36 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of ids."""
+        """The text of ids; a ValueError for one that the vocabulary lacks."""
+
+    def require_ids(self, token_ids: Iterable[int]) -> list[int]:
+        """The ids as a list, or a ValueError for one that the vocabulary lacks."""
+        ids = [int(token) for token in token_ids]
+        unknown = [token for token in ids if not 0 <= token < self.vocabulary_size]
+        if unknown:
+            raise ValueError(
+                f"Expected ids from 0 to {self.vocabulary_size - 1}; received {unknown[:5]}. They "
+                "come from another tokenizer, or from a model of a larger vocabulary."
+            )
+        return ids
 
     @abstractmethod
     def save(self, folder: Path | str) -> None:
         """Writes the files that `load_tokenizer` reads."""
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids (int32, rank 1) of a text; the same as line by line."""
+        """The ids (int32, rank 1) of a text; the same as line by line.
+
+        Raises:
+            ValueError: for what is no string, or holds half a character (a lone surrogate).
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"Expected a string; received {type(text).__name__}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The text is no Unicode: {error}. Read it with its right encoding, or replace "
+                'the character: text.encode(errors="replace").decode().'
+            ) from error
         return self.encode_lines(list(io.StringIO(text, newline="\n")))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from elita_tf.data import gpt2
-from elita_tf.data.cache import atomic_path, cache_root
+from elita_tf.data.cache import atomic_path, cache_root, kept_file
 from elita_tf.data.corpora import Split
 from elita_tf.data.gpt2 import GPT2Tokenizer
 from elita_tf.data.tokenizer_base import Tokenizer
@@ -39,13 +39,24 @@ class SentencePieceTokenizer(Tokenizer):
 
     Args:
         model: content of a `.model` file.
+
+    Raises:
+        ValueError: for anything else, and for a file that was cut short.
     """
 
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
 
         self._model = model
-        self._processor = SentencePieceProcessor(model_proto=model)
+        try:
+            self._processor = SentencePieceProcessor(model_proto=model)
+            if not model or self._processor.eos_id() < 0:
+                raise RuntimeError("it has no piece for the end")
+        except RuntimeError as error:
+            raise ValueError(
+                f"Expected the content of a SentencePiece `.model` file, received {len(model)} "
+                f"bytes of something else, or cut short ({error}). Train or copy the model again."
+            ) from error
         self._lossless = self._processor.piece_to_id("\n") != self._processor.unk_id()
         self._mark_ids: list[int] = []
         if self._lossless:
@@ -83,7 +94,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ids; without the piece `"\\n"`, every `</s>` is a line end."""
-        ids = [int(token) for token in token_ids]
+        ids = self.require_ids(token_ids)
         if self._lossless:
             return self._processor.decode(ids)
         (line_end,) = self.end_of_text
@@ -149,6 +160,10 @@ def train_sentencepiece(
     """
     import sentencepiece
 
+    if isinstance(vocabulary_size, bool) or not isinstance(vocabulary_size, int):
+        raise ValueError(
+            f"`vocabulary_size` counts pieces: expected an integer, received {vocabulary_size!r}."
+        )
     settings: dict[str, object] = {"model_type": "unigram", "vocab_size": vocabulary_size}
     if lossless:
         settings |= {
@@ -160,19 +175,19 @@ def train_sentencepiece(
         }
     identity = [training.digest(), settings, MAX_TRAINING_BYTES, sentencepiece.__version__]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    path = cache_root() / "tokenizers" / f"{key}.model"
-    if not path.is_file():
+
+    def write(path: Path) -> None:
         logger.info("Training a SentencePiece model of %d pieces", vocabulary_size)
-        model = _run_trainer(training, settings, keep_line_ends=lossless)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(model)
+        path.write_bytes(_run_trainer(training, settings, keep_line_ends=lossless))
+
+    path = kept_file(cache_root() / "tokenizers" / f"{key}.model", write)
     return SentencePieceTokenizer(path.read_bytes())
 
 
 def _run_trainer(training: Split, settings: Mapping[str, object], *, keep_line_ends: bool) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
-    stride = -(-training.num_bytes // MAX_TRAINING_BYTES)
+    stride = max(1, -(-training.num_bytes // MAX_TRAINING_BYTES))
     lines = itertools.islice(training.lines(), None, None, stride)
     model = io.BytesIO()
     try:
@@ -186,6 +201,7 @@ def _run_trainer(training: Split, settings: Mapping[str, object], *, keep_line_e
     except RuntimeError as error:
         raise ValueError(
             f"SentencePiece could not learn {settings['vocab_size']} pieces from {training.path}: "
-            f"{error}. Change vocabulary_size or give more text."
+            f"{error}. Change vocabulary_size, give more text, or break up lines of millions of "
+            f"characters; those of more than {MAX_TRAINING_BYTES} bytes are left out."
         ) from error
     return model.getvalue()

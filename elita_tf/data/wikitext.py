@@ -82,7 +82,8 @@ def find(name: str, data_dir: Path | None = None) -> dict[str, Path]:
     paths = {split: folder / f"wiki.{split}.raw" for split in PARQUETS[name]}
     if data_dir is None:
         for split, path in paths.items():
-            if not path.is_file():
+            size = path.stat().st_size if path.is_file() else None
+            if size is None or size != NUM_BYTES[name].get(split, size):
                 _download(name, split, path)
         return paths
     missing = [path.name for path in paths.values() if not path.is_file()]

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 def num_training_windows(token_ids: np.ndarray | tf.Tensor, context_length: int) -> int:
     """Number of disjoint windows of `context_length + 1` ids."""
+    _require(token_ids, context_length=context_length)
     return len(token_ids) // (context_length + 1)
 
 
@@ -39,8 +40,10 @@ def training_batch(
         int32 `(batch_size, context_length + 1)`.
 
     Raises:
-        ValueError: when the ids do not fill one batch.
+        ValueError: when the ids do not fill one batch, for ids that are not integers of rank 1,
+            and for a size below 1.
     """
+    _require(token_ids, batch_size=batch_size)
     num_windows = num_training_windows(token_ids, context_length)
     steps_per_epoch = num_windows // batch_size
     if steps_per_epoch == 0:
@@ -75,7 +78,7 @@ def training_windows(
         A dataset of `({"token_ids": x}, y)`, both int32 `(batch_size, context_length)`.
 
     Raises:
-        ValueError: when the ids do not fill one batch.
+        ValueError: as `training_batch`; a negative `start_step`.
 
     Example:
 
@@ -85,6 +88,7 @@ def training_windows(
     >>> bool(tf.reduce_all(y == x["token_ids"] + 1))
     True
     """
+    _require(token_ids, start_step, context_length=context_length, batch_size=batch_size)
     ids = _as_tensor(token_ids)
 
     def batch(step: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -115,7 +119,8 @@ def stream_windows(
         A dataset of `({"token_ids": x}, y)`, both int32 `(batch_size, context_length)`.
 
     Raises:
-        ValueError: for fewer ids than one batch has.
+        ValueError: for fewer ids than one batch has, for ids that are not integers of rank 1, a
+            size below 1 and a negative `start_step`.
 
     Example:
 
@@ -124,6 +129,7 @@ def stream_windows(
     >>> [next(batches)[0]["token_ids"].numpy().tolist() for _ in range(2)]
     [[[0, 1, 2, 3], [50, 51, 52, 53]], [[4, 5, 6, 7], [54, 55, 56, 57]]]
     """
+    _require(token_ids, start_step, context_length=context_length, batch_size=batch_size)
     num_ids, needed = len(token_ids), batch_size * (context_length + 1)
     if num_ids < needed:
         raise ValueError(
@@ -159,8 +165,10 @@ def evaluation_windows(
         `(batch_size, context_length)`.
 
     Raises:
-        ValueError: for fewer than two ids.
+        ValueError: for fewer than two ids, for ids that are not integers of rank 1, and for a size
+            below 1.
     """
+    _require(token_ids, context_length=context_length, batch_size=batch_size)
     num_labels = len(token_ids) - 1
     if num_labels < 1:
         raise ValueError(f"Expected at least two token ids; received {len(token_ids)}.")
@@ -177,6 +185,22 @@ def evaluation_windows(
 
     num_batches = -(-num_labels // block)
     return tf.data.Dataset.range(num_batches).map(batch).prefetch(tf.data.AUTOTUNE)
+
+
+def _require(token_ids: np.ndarray | tf.Tensor, start_step: int = 0, **sizes: int) -> None:
+    """Raise a ValueError for ids, a step or sizes that no window can be cut with."""
+    shape = getattr(token_ids, "shape", None)
+    if shape is None or len(shape) != 1 or not tf.as_dtype(token_ids.dtype).is_integer:
+        received = type(token_ids).__name__ if shape is None else f"{token_ids.dtype} {shape}"
+        raise ValueError(
+            f"`token_ids`: expected an array of integers of rank 1, received {received}. Pass what "
+            "`encode_split` returns, or np.asarray(ids)."
+        )
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"`{name}`: expected an integer of at least 1, received {size!r}.")
+    if start_step < 0:
+        raise ValueError(f"`start_step` counts from 0 on; received {start_step}.")
 
 
 def _as_tensor(token_ids: np.ndarray | tf.Tensor) -> tf.Tensor:

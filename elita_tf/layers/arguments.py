@@ -1,19 +1,37 @@
-"""Checks of layer arguments, masks and positions, and the way of a single position."""
+"""Checks of layer arguments, inputs, masks and states; positions, and the way of a single one."""
 
 from collections.abc import Callable
 from typing import Any
 
 from keras import ops
 
+from elita_tf.ops.arguments import require_counts, require_positive, require_shapes
 
-def require_positive(layer: str, **sizes: Any) -> None:
-    """Raise a ValueError for a size that is neither None nor a positive integer."""
-    for name, size in sizes.items():
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(
-                f"`{name}` of {layer} counts something: expected an integer of at least 1, "
-                f"received {size!r}."
-            )
+
+def require_sizes(layer: str, **sizes: Any) -> None:
+    """`require_positive` of the sizes that are given; None stands for a default."""
+    require_positive(layer, **{name: size for name, size in sizes.items() if size is not None})
+
+
+def require_flag(layer: str, **flags: Any) -> None:
+    """Raise a ValueError for a flag that is neither True nor False: "no" would count as True."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"`{name}` of {layer}: expected True or False, received {flag!r}.")
+
+
+def input_width(layer: str, input_shape: Any, axes: str = "(batch, time, hidden)") -> int:
+    """The last size of a shape that has as many axes as `axes`, or "..." before the last one."""
+    rank = axes.count(",") + 1
+    fits = len(input_shape) >= rank if "..." in axes else len(input_shape) == rank
+    width = input_shape[-1] if fits else None
+    if width is None:
+        raise ValueError(
+            f"{layer} takes inputs of the shape {axes}, and its weights have sizes that come from "
+            f"the last one. Received the shape {tuple(input_shape)}; pass one of that form, its "
+            "last size known."
+        )
+    return int(width)
 
 
 def split_heads(layer: str, name: str, total_dim: int, num_heads: int) -> int:
@@ -35,6 +53,12 @@ def require_built(layer: Any) -> None:
         )
 
 
+def require_batch_size(layer: Any, batch_size: Any) -> None:
+    """Raise a ValueError unless the layer is built and `batch_size` counts rows."""
+    require_built(layer)
+    require_counts(f"the state of `{layer.name}`", batch_size=batch_size)
+
+
 def require_state(layer: Any, state: Any, keys: set[str]) -> None:
     """Raise a ValueError unless `state` is the flat dict that the layer's state is."""
     received = set(state) if isinstance(state, dict) else type(state).__name__
@@ -43,6 +67,26 @@ def require_state(layer: Any, state: Any, keys: set[str]) -> None:
             f"The state of `{layer.name}` is a dict of {sorted(keys)}. Received: {received}. "
             "Start from `get_initial_state(batch_size)`."
         )
+
+
+def require_call(
+    layer: Any, width: int, inputs: Any, mask: Any, state: Any, state_axes: dict[str, str]
+) -> None:
+    """Raise a ValueError unless inputs, mask and state fit the layer and each other.
+
+    Args:
+        layer: for its name.
+        width: of the inputs.
+        inputs, mask, state: as of `call_with_state`; mask and state may be None.
+        state_axes: of every leaf of the state.
+    """
+    tensors = {"inputs": (inputs, f"batch time {width}")}
+    if mask is not None:
+        tensors["mask"] = mask, "batch time"
+    if state is not None:
+        require_state(layer, state, set(state_axes))
+        tensors |= {f"state {name}": (state[name], axes) for name, axes in state_axes.items()}
+    require_shapes(f"`{layer.name}`", **tensors)
 
 
 def positions_of(inputs: Any, offset: Any, mask: Any) -> tuple[Any, Any]:

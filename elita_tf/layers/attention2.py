@@ -6,10 +6,14 @@ import keras
 from keras import ops
 
 from elita_tf.layers.arguments import (
+    input_width,
     one_position,
     positions_of,
+    require_batch_size,
     require_built,
-    require_positive,
+    require_call,
+    require_flag,
+    require_sizes,
     require_state,
     split_heads,
 )
@@ -20,6 +24,7 @@ from elita_tf.ops import (
     attention2_empty_state,
     attention2_step,
 )
+from elita_tf.ops.arguments import require_positive
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -57,7 +62,8 @@ class Attention2(keras.layers.Layer):
         (batch, time, hidden).
 
     Raises:
-        ValueError: a size below 1, or a width that `num_heads` does not divide.
+        ValueError: a size below 1, a width that `num_heads` does not divide, or a shape of inputs,
+            mask or state that does not fit.
 
     Example:
 
@@ -87,9 +93,10 @@ class Attention2(keras.layers.Layer):
             "Attention2",
             num_heads=num_heads,
             context_length=context_length,
-            value_dim=value_dim,
             position_dim=position_dim,
         )
+        require_sizes("Attention2", value_dim=value_dim)
+        require_flag("Attention2", use_query=use_query)
         self.num_heads = num_heads
         self.context_length = context_length
         self.value_dim = value_dim
@@ -101,7 +108,7 @@ class Attention2(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = input_shape[-1]
+        hidden_dim = self._hidden_dim = input_width("Attention2", input_shape)
         value_dim = self.value_dim or split_heads(
             "Attention2", "value_dim", hidden_dim, self.num_heads
         )
@@ -137,12 +144,12 @@ class Attention2(keras.layers.Layer):
     ) -> tuple[Any, dict[str, Any]]:
         """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
         require_built(self)
-        require_state(self, state, {*Attention2State._fields, "position"})
+        require_state(self, state, set(self._state_axes))
         return self._advance(inputs, state, mask)
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The empty state: max_logit, numerator, denominator and the int32 position."""
-        require_built(self)
+        require_batch_size(self, batch_size)
         empty = attention2_empty_state(
             batch_size, self.num_heads, self._head_value_dim, self._state_dtype
         )
@@ -154,12 +161,19 @@ class Attention2(keras.layers.Layer):
         return ops.transpose(query[0])[:, :, None] + ops.transpose(key[0])[:, None, :]
 
     @property
+    def _state_axes(self) -> dict[str, str]:
+        heads = f"batch {self.num_heads}"
+        axes = Attention2State(heads, f"{heads} {self._head_value_dim}", heads)
+        return {**axes._asdict(), "position": "batch"}
+
+    @property
     def _state_dtype(self) -> str:
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _advance(
         self, inputs: Any, state: dict[str, Any] | None, mask: Any
     ) -> tuple[Any, dict[str, Any]]:
+        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes)
         positions, next_position = positions_of(inputs, state and state["position"], mask)
         key_position, query_position = self._position_logits(positions)
         logits = ops.cast(self.logit_projection(inputs), self._state_dtype)

@@ -6,13 +6,16 @@ import keras
 from keras import ops
 
 from elita_tf.layers.arguments import (
+    input_width,
     positions_of,
+    require_batch_size,
     require_built,
-    require_positive,
+    require_call,
     require_state,
     split_heads,
 )
 from elita_tf.layers.projection import projection
+from elita_tf.ops.arguments import require_positive
 from elita_tf.ops.chunking import state_dtype
 
 # The base of the rotary wavelengths in RoFormer, as in most decoders since.
@@ -44,7 +47,8 @@ class CausalSelfAttention(keras.layers.Layer):
         (batch, time, hidden).
 
     Raises:
-        ValueError: a size below 1, a width that `num_heads` does not divide, an odd head.
+        ValueError: a size below 1, a width that `num_heads` does not divide, an odd head, or a
+            shape of inputs, mask or state that does not fit.
 
     Example:
 
@@ -74,7 +78,7 @@ class CausalSelfAttention(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = input_shape[-1]
+        hidden_dim = self._hidden_dim = input_width("CausalSelfAttention", input_shape)
         head_dim = split_heads("CausalSelfAttention", "num_heads", hidden_dim, self.num_heads)
         if head_dim % 2:
             raise ValueError(
@@ -102,8 +106,8 @@ class CausalSelfAttention(keras.layers.Layer):
     ) -> tuple[Any, dict[str, Any]]:
         """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
         require_built(self)
-        require_state(self, state, {"key", "value", "position"})
-        query, key, value, positions, next_position = self._project(inputs, state["position"], mask)
+        require_state(self, state, set(self._state_axes))
+        query, key, value, positions, next_position = self._project(inputs, state, mask)
         # The state is aligned to its end: the newest key is the last one.
         key = ops.concatenate([ops.cast(state["key"], key.dtype), key], axis=1)
         value = ops.concatenate([ops.cast(state["value"], value.dtype), value], axis=1)
@@ -126,7 +130,7 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The empty state: key and value (batch, context_length, heads, head_dim), position."""
-        require_built(self)
+        require_batch_size(self, batch_size)
         shape = (batch_size, self.context_length, self.num_heads, self._head_dim)
         return {
             "key": ops.zeros(shape, self.compute_dtype),
@@ -134,8 +138,14 @@ class CausalSelfAttention(keras.layers.Layer):
             "position": ops.zeros((batch_size,), "int32"),
         }
 
-    def _project(self, inputs: Any, offset: Any, mask: Any) -> tuple[Any, ...]:
-        positions, next_position = positions_of(inputs, offset, mask)
+    @property
+    def _state_axes(self) -> dict[str, str]:
+        kept = f"batch {self.context_length} {self.num_heads} {self._head_dim}"
+        return {"key": kept, "value": kept, "position": "batch"}
+
+    def _project(self, inputs: Any, state: dict[str, Any] | None, mask: Any) -> tuple[Any, ...]:
+        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes)
+        positions, next_position = positions_of(inputs, state and state["position"], mask)
         query = _rotate(self.query_projection(inputs), positions)
         key = _rotate(self.key_projection(inputs), positions)
         return query, key, self.value_projection(inputs), positions, next_position

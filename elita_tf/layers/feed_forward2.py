@@ -5,8 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import require_positive
+from elita_tf.layers.arguments import input_width, require_sizes
 from elita_tf.ops import feed_forward2
+from elita_tf.ops.arguments import require_positive
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -54,7 +55,8 @@ class FeedForward2(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_positive("FeedForward2", inner_dim=inner_dim, rank=rank)
+        require_positive("FeedForward2", rank=rank)
+        require_sizes("FeedForward2", inner_dim=inner_dim)
         self.inner_dim = inner_dim
         self.rank = rank
         self.activation = keras.activations.get(activation)
@@ -63,7 +65,7 @@ class FeedForward2(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = input_shape[-1]
+        hidden_dim = input_width("FeedForward2", input_shape, "(..., hidden)")
         inner_dim = self.inner_dim or hidden_dim
         self.first_projection = self._projection(inner_dim, "first")
         self.second_projection = self._projection(self.rank, "second")

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from elita_tf.layers.arguments import require_positive
+from elita_tf.layers.arguments import input_width, require_sizes
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -48,7 +48,7 @@ class GatedFeedForward(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_positive("GatedFeedForward", inner_dim=inner_dim)
+        require_sizes("GatedFeedForward", inner_dim=inner_dim)
         self.inner_dim = inner_dim
         self.activation = keras.activations.get(activation)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -56,7 +56,7 @@ class GatedFeedForward(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = input_shape[-1]
+        hidden_dim = input_width("GatedFeedForward", input_shape, "(..., hidden)")
         inner_dim = self.inner_dim or 8 * -(-hidden_dim // 3)
         self.gate_projection = self._projection(inner_dim, "gate", self.activation)
         self.value_projection = self._projection(inner_dim, "value")

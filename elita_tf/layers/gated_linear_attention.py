@@ -6,14 +6,18 @@ import keras
 from keras import ops
 
 from elita_tf.layers.arguments import (
+    input_width,
     one_position,
+    require_batch_size,
     require_built,
-    require_positive,
+    require_call,
+    require_sizes,
     require_state,
     split_heads,
 )
 from elita_tf.layers.projection import projection
 from elita_tf.ops import gated_linear_attention, gated_linear_attention_step
+from elita_tf.ops.arguments import require_positive
 
 # With fewer key features, the square of scores is what a chunk costs, and short ones are faster.
 _NARROW_KEY_DIM = 32
@@ -59,7 +63,8 @@ class GatedLinearAttention(keras.layers.Layer):
         (batch, time, hidden).
 
     Raises:
-        ValueError: a size below 1, or a width that `num_heads` does not divide.
+        ValueError: a size below 1, a width that `num_heads` does not divide, or a shape of inputs,
+            mask or state that does not fit.
 
     Example:
 
@@ -85,15 +90,10 @@ class GatedLinearAttention(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_positive(
-            "GatedLinearAttention",
-            num_heads=num_heads,
-            key_dim=key_dim,
-            value_dim=value_dim,
-            gate_rank=gate_rank,
-            chunk_size=chunk_size,
-        )
-        if not gate_normalizer > 0:
+        name = "GatedLinearAttention"
+        require_positive(name, num_heads=num_heads, gate_rank=gate_rank)
+        require_sizes(name, key_dim=key_dim, value_dim=value_dim, chunk_size=chunk_size)
+        if not isinstance(gate_normalizer, (int, float)) or not gate_normalizer > 0:
             raise ValueError(
                 "`gate_normalizer` of GatedLinearAttention divides the log of the gate: expected "
                 f"a number above 0, received {gate_normalizer!r}."
@@ -109,7 +109,7 @@ class GatedLinearAttention(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = input_shape[-1]
+        hidden_dim = self._hidden_dim = input_width("GatedLinearAttention", input_shape)
         name, heads = "GatedLinearAttention", self.num_heads
         value_dim = self.value_dim or split_heads(name, "value_dim", hidden_dim, heads)
         key_dim = self.key_dim or split_heads(name, "key_dim", hidden_dim, 2 * heads)
@@ -149,19 +149,26 @@ class GatedLinearAttention(keras.layers.Layer):
     ) -> tuple[Any, dict[str, Any]]:
         """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
         require_built(self)
-        require_state(self, state, {"state"})
-        return self._advance(inputs, state["state"], mask)
+        require_state(self, state, set(self._state_axes))
+        return self._advance(inputs, state, mask)
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The empty state: {"state": zeros (batch, heads, key_dim, value_dim)}."""
-        require_built(self)
+        require_batch_size(self, batch_size)
         return {"state": ops.zeros((batch_size, *self._state_shape), self._state_dtype)}
+
+    @property
+    def _state_axes(self) -> dict[str, str]:
+        return {"state": " ".join(("batch", *map(str, self._state_shape)))}
 
     @property
     def _state_dtype(self) -> str:
         return "float64" if self.compute_dtype == "float64" else "float32"
 
-    def _advance(self, inputs: Any, state: Any, mask: Any) -> tuple[Any, dict[str, Any]]:
+    def _advance(
+        self, inputs: Any, state: dict[str, Any] | None, mask: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes)
         key = self.key_projection(inputs)
         gate_logits = ops.cast(self.gate_up(self.gate_down(inputs)), self._state_dtype)
         log_decay = ops.log_sigmoid(gate_logits) / self.gate_normalizer
@@ -169,14 +176,15 @@ class GatedLinearAttention(keras.layers.Layer):
             kept = ops.cast(mask, "bool")[..., None, None]
             key, log_decay = (ops.where(kept, x, ops.zeros_like(x)) for x in (key, log_decay))
         terms = [self.query_projection(inputs), key, self.value_projection(inputs), log_decay]
+        initial = state and state["state"]
         if state is not None and inputs.shape[1] == 1:
-            outputs, state = one_position(gated_linear_attention_step, terms, state)
+            outputs, final = one_position(gated_linear_attention_step, terms, initial)
         else:
-            outputs, state = gated_linear_attention(
-                *terms, state, chunk_size=self._positions_per_chunk
+            outputs, final = gated_linear_attention(
+                *terms, initial, chunk_size=self._positions_per_chunk
             )
         gated = self.output_gate(inputs) * self.norm(outputs)
-        return self.output_projection(gated), {"state": state}
+        return self.output_projection(gated), {"state": final}
 
     @property
     def output_kernel(self) -> keras.Variable:

@@ -7,9 +7,9 @@ import keras
 import keras_hub
 
 from elita_tf.layers.arguments import positions_of, require_state
-from elita_tf.models.blocks import FEED_FORWARDS, MIXERS, NORMALIZATIONS, choose, one_per_block
+from elita_tf.models import blocks
 from elita_tf.models.learned_positions import LearnedPositions
-from elita_tf.models.padding import OptionalPaddingMask
+from elita_tf.models.padding import OptionalPaddingMask, require_stream
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -79,10 +79,12 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         **kwargs: Any,
     ) -> None:
         # === Layers ===
-        mixers = one_per_block(mixers, num_layers)
-        build_mixers = [choose("mixers", MIXERS, mixer, dtype) for mixer in mixers]
-        build_norm = choose("normalization", NORMALIZATIONS, normalization, dtype)
-        build_feed_forward = choose("feed_forward", FEED_FORWARDS, feed_forward, dtype)
+        blocks.require_sizes(vocabulary_size, hidden_dim, num_heads, context_length)
+        blocks.require_options(dropout, tie_embeddings, learned_positions)
+        mixers = blocks.one_per_block(mixers, num_layers)
+        build_mixers = [blocks.choose("mixers", mixer, dtype) for mixer in mixers]
+        build_norm = blocks.choose("normalization", normalization, dtype)
+        build_feed_forward = blocks.choose("feed_forward", feed_forward, dtype)
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocabulary_size, hidden_dim, tie_embeddings, dtype=dtype, name="token_embedding"
         )
@@ -189,6 +191,7 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
             intercept: `(x, index) -> x` on the embeddings (index -1) and on each block's output.
             training: whether dropout is on.
         """
+        require_stream(self.name, inputs, state)
         token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
         new_state = {}
         if self.learned_positions:

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from elita_tf import layers
-from elita_tf.layers.arguments import require_positive
+from elita_tf.layers.arguments import require_flag
+from elita_tf.ops.arguments import require_positive
 
 MIXERS: dict[str, Callable[..., keras.layers.Layer]] = {
     "attention2": lambda heads, context, **kwargs: layers.Attention2(heads, context, **kwargs),
@@ -29,11 +30,13 @@ NORMALIZATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
 }
 
 
-def choose(
-    argument: str, choices: dict[str, Callable[..., keras.layers.Layer]], name: str, dtype: Any
-) -> Callable[..., keras.layers.Layer]:
-    """The entry `name` of `choices`, or a ValueError that lists them."""
-    if name not in choices:
+_CHOICES = {"mixers": MIXERS, "feed_forward": FEED_FORWARDS, "normalization": NORMALIZATIONS}
+
+
+def choose(argument: str, name: str, dtype: Any) -> Callable[..., keras.layers.Layer]:
+    """What `argument` of ElitaBackbone calls `name`, or a ValueError that lists the names."""
+    choices = _CHOICES[argument]
+    if not isinstance(name, str) or name not in choices:
         raise ValueError(
             f"`{argument}` of ElitaBackbone: expected one of {sorted(choices)}, received {name!r}."
         )
@@ -43,6 +46,11 @@ def choose(
 def one_per_block(mixers: str | list[str], num_layers: int) -> list[str]:
     """The name of every block's mixer, from one for all or a list."""
     require_positive("ElitaBackbone", num_layers=num_layers)
+    if not isinstance(mixers, (str, list, tuple)):
+        raise ValueError(
+            "`mixers` of ElitaBackbone: expected a name or a list of names from "
+            f"{sorted(MIXERS)}, received {mixers!r}."
+        )
     mixers = [mixers] * num_layers if isinstance(mixers, str) else list(mixers)
     if len(mixers) != num_layers:
         raise ValueError(
@@ -50,3 +58,27 @@ def one_per_block(mixers: str | list[str], num_layers: int) -> list[str]:
             f"`num_layers`, received {len(mixers)}: {mixers}."
         )
     return mixers
+
+
+def require_sizes(
+    vocabulary_size: Any, hidden_dim: Any, num_heads: Any, context_length: Any
+) -> None:
+    """Raise a ValueError for a size of ElitaBackbone below 1, whether its blocks need it or not."""
+    require_positive(
+        "ElitaBackbone",
+        vocabulary_size=vocabulary_size,
+        hidden_dim=hidden_dim,
+        num_heads=num_heads,
+        context_length=context_length,
+    )
+
+
+def require_options(dropout: Any, tie_embeddings: Any, learned_positions: Any) -> None:
+    """Raise a ValueError for a dropout that is no rate, and for flags that are none."""
+    name = "ElitaBackbone"
+    require_flag(name, tie_embeddings=tie_embeddings, learned_positions=learned_positions)
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(
+            f"`dropout` of {name} is the share that is dropped: expected a number from 0 to below "
+            f"1, received {dropout!r}."
+        )

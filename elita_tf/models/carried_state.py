@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import require_positive
+from elita_tf.ops.arguments import require_positive
 
 
 class CarriedState(keras.layers.Layer):

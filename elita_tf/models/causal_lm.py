@@ -7,10 +7,11 @@ import keras
 import keras_hub
 from keras import ops
 
+from elita_tf.layers.arguments import require_flag
 from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
-from elita_tf.models.padding import OptionalPaddingMask
+from elita_tf.models.padding import OptionalPaddingMask, require_inputs
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.ops import linear_cross_entropy, token_cross_entropy
 from elita_tf.schedules import CappedInverseSqrt
@@ -46,7 +47,8 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         The logits (batch, time, vocabulary_size).
 
     Raises:
-        ValueError: `carried_batch_size` together with `rematerialize`.
+        ValueError: `carried_batch_size` together with `rematerialize`, or anything else than a
+            backbone and a preprocessor.
 
     Example:
 
@@ -76,6 +78,14 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         rematerialize: bool = False,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(backbone, ElitaBackbone):
+            raise ValueError(f"Expected an ElitaBackbone; received {backbone!r}.")
+        if not hasattr(preprocessor, "generate_preprocess") and preprocessor is not None:
+            raise ValueError(
+                "`preprocessor` of ElitaCausalLM: expected an ElitaCausalLMPreprocessor, or None "
+                f"for inputs that are token ids; received {preprocessor!r}."
+            )
+        require_flag("ElitaCausalLM", rematerialize=rematerialize)
         if rematerialize and carried_batch_size is not None:
             raise ValueError(
                 "A carried state leaves the branches that `rematerialize` runs twice. Received "
@@ -164,6 +174,7 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
     ) -> Any:
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
+        require_inputs(self.name, x, labels=y)
         # The logits of `y_pred` stay unused, so a compiled step never computes them.
         if not training or (self.carried_state is None and not self.rematerialize):
             hidden_states = self.backbone(x, training=training)
@@ -179,6 +190,7 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
     def token_losses(self, token_ids: Any, labels: Any, padding_mask: Any = None) -> Any:
         """The loss of every label, (batch, time) in nats, without holding all logits."""
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        require_inputs(self.name, inputs, labels=labels)
         hidden_states = self.backbone(inputs, training=False)
         return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels)
 
@@ -186,7 +198,9 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         self, token_ids: Any, labels: Any, state: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """`token_losses` of a text that goes on from `state`, and the state after it."""
-        hidden_states, state = self.backbone.call_with_state({"token_ids": token_ids}, state)
+        inputs = {"token_ids": token_ids}
+        require_inputs(self.name, inputs, labels=labels)
+        hidden_states, state = self.backbone.call_with_state(inputs, state)
         return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels), state
 
     def score(
@@ -220,6 +234,8 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         if scoring_mode == "loss" and target_ids is None:
             raise ValueError("`scoring_mode='loss'` compares with `target_ids`; received None.")
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        targets = {} if target_ids is None else {"target_ids": target_ids}
+        require_inputs(self.name, inputs, **targets)
         state = self.backbone.get_initial_state(ops.shape(token_ids)[0])
         intercept = layer_intercept_fn or (lambda x, index: x)
         hidden_states, _ = self.backbone.call_with_state(inputs, state, intercept)

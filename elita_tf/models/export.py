@@ -25,6 +25,7 @@ import keras
 import tensorflow as tf
 
 from elita_tf.models.causal_lm import ElitaCausalLM
+from elita_tf.ops.arguments import require_positive
 
 # A function, and what it takes by name.
 _Endpoint = tuple[Callable[..., dict[str, Any]], dict[str, tf.TensorSpec]]
@@ -40,9 +41,9 @@ def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
         path: the folder to write.
 
     Raises:
-        ValueError: on another backend than TensorFlow.
+        ValueError: on another backend than TensorFlow, and for what is no model.
     """
-    _require_tensorflow_backend()
+    _require_exportable(model)
     token_ids, mask = (tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.bool))
     state = _state_specs(model, None)
 
@@ -74,9 +75,9 @@ def export_litert(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -
         batch_size: rows of token ids and of every leaf of the state.
 
     Raises:
-        ValueError: on another backend than TensorFlow.
+        ValueError: on another backend than TensorFlow, and for what is no model.
     """
-    _require_tensorflow_backend()
+    _require_exportable(model, batch_size)
     with tempfile.TemporaryDirectory() as folder:
         token_ids = tf.TensorSpec([batch_size], tf.int32)
         specs = {"token_ids": token_ids, **_state_specs(model, batch_size)}
@@ -98,9 +99,9 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
 
     Raises:
         ImportError: without the extra `onnx`.
-        ValueError: on another backend than TensorFlow.
+        ValueError: on another backend than TensorFlow, and for what is no model.
     """
-    _require_tensorflow_backend()
+    _require_exportable(model, batch_size)
     if find_spec("tf2onnx") is None:
         raise ImportError('ONNX needs tf2onnx: pip install "elita_tf[onnx]".')
     import tf2onnx
@@ -122,7 +123,10 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
     )
 
 
-def _require_tensorflow_backend() -> None:
+def _require_exportable(model: Any, batch_size: Any = 1) -> None:
+    if not isinstance(model, ElitaCausalLM):
+        raise ValueError(f"Expected an ElitaCausalLM to export; received {model!r}.")
+    require_positive("an export", batch_size=batch_size)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"Exports are TensorFlow graphs, and the Keras backend is {keras.backend.backend()!r}. "

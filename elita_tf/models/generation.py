@@ -7,6 +7,9 @@ import keras_hub
 import numpy as np
 from keras import ops
 
+from elita_tf.models.padding import require_inputs
+from elita_tf.ops.arguments import require_shapes
+
 # Below it a graph would be compiled again to save next to nothing.
 _SHORTEST_BUCKET = 64
 
@@ -31,10 +34,11 @@ class Generation:
             The logits of the token after the last real one, (batch, vocabulary_size), and the
             state: a flat dict of arrays, the batch first, that can be stored and fed back.
         """
+        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        require_inputs(self.name, inputs)
         batch_size, time = ops.shape(token_ids)
         if state is None:
             state = self.backbone.get_initial_state(batch_size)
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
         hidden_states, state = self.backbone.call_with_state(inputs, state)
         if padding_mask is None:
             last = hidden_states[:, -1:]
@@ -49,8 +53,13 @@ class Generation:
         Args:
             token_ids: (batch,).
             state: of `prefill`, or of the step before.
+
+        Raises:
+            ValueError: token ids of another rank, or a state of other rows or of another model.
         """
-        return self.prefill(ops.expand_dims(token_ids, 1), state=state)
+        require_shapes(self.name, token_ids=(token_ids, "batch"))
+        # An empty state would be a new beginning for `prefill`, and is a mistake here.
+        return self.prefill(ops.expand_dims(token_ids, 1), state={} if state is None else state)
 
     def generate_step(
         self, inputs: dict[str, Any], stop_token_ids: Sequence[int] | None = None

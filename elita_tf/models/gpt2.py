@@ -28,6 +28,8 @@ def load_gpt2_embeddings(backbone: ElitaBackbone, preset: str = _PRESET) -> None
 
     Source: Radford et al. 2019 (GPT-2).
     """
+    if not isinstance(backbone, ElitaBackbone):
+        raise ValueError(f"Expected an ElitaBackbone to fill; received {backbone!r}.")
     if not backbone.learned_positions or backbone.normalization != "layer_norm":
         raise ValueError(
             "GPT-2 has learned positions and layer norms. Received a backbone with "

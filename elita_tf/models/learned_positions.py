@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import positions_of, require_positive
+from elita_tf.layers.arguments import positions_of
+from elita_tf.ops.arguments import require_positive
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from elita_tf.ops.arguments import STEP, require_attention2, require_counts
 from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.running import running_maximum, running_sums
 
@@ -40,6 +41,8 @@ def attention2_empty_state(
     batch_size: Any, num_heads: int, value_dim: int, dtype: str = "float32"
 ) -> Attention2State:
     """The state before the first position."""
+    sizes = {"batch_size": batch_size, "num_heads": num_heads, "value_dim": value_dim}
+    require_counts("attention2_empty_state", **sizes)
     return Attention2State(
         max_logit=ops.full((batch_size, num_heads), -float("inf"), dtype=dtype),
         numerator=ops.zeros((batch_size, num_heads, value_dim), dtype=dtype),
@@ -51,6 +54,8 @@ def attention2_step(
     key_logits: Any, query_logits: Any, self_logits: Any, value: Any, state: Attention2State
 ) -> tuple[Any, Attention2State]:
     """One position: logits (batch, heads), value (batch, heads, value_dim)."""
+    logits = (key_logits, query_logits, self_logits)
+    require_attention2("attention2_step", logits, value, state, STEP)
     dtype = state_dtype(key_logits, value)
     outputs_dtype = value.dtype
     key_logits, query_logits, self_logits, value = (
@@ -76,6 +81,8 @@ def attention2_recurrent(
     initial_state: Attention2State | None = None,
 ) -> tuple[Any, Attention2State]:
     """The definition: `attention2_step` in a loop over time. Arguments as for `attention2`."""
+    logits = (key_logits, query_logits, self_logits)
+    require_attention2("attention2_recurrent", logits, value, initial_state)
     initial_state = _initial_state(key_logits, value, initial_state)
     # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
     # only what has the shape of the carry.
@@ -116,6 +123,9 @@ def attention2(
         outputs (batch, time, heads, value_dim) in the dtype of `value`, and the final
         `Attention2State`. Where no key has been kept yet, the output is the value itself.
 
+    Raises:
+        ValueError: shapes that do not fit together, or no floating-point numbers.
+
     Example:
 
     >>> import numpy as np
@@ -125,6 +135,8 @@ def attention2(
     >>> [round(float(y), 4) for y in np.ravel(outputs)]  # (v_i + v_1 + ... + v_i) / (1 + i)
     [1.0, 1.6667, 2.25]
     """
+    logits = (key_logits, query_logits, self_logits)
+    require_attention2("attention2", logits, value, initial_state)
     dtype, outputs_dtype = state_dtype(key_logits, value), value.dtype
     initial_state = _initial_state(key_logits, value, initial_state)
     key_logits, query_logits, self_logits, value = (

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras import ops
 
+from elita_tf.ops.arguments import require_cross_entropy
 from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.slicing import (
     accumulate_slices,
@@ -31,6 +32,9 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
     Returns:
         A float32 scalar (float64 if `hidden` is), in nats; 0 if all weights are 0.
 
+    Raises:
+        ValueError: shapes that do not fit together, or no floating-point numbers.
+
     Example:
 
     >>> import numpy as np
@@ -39,6 +43,7 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
     >>> round(float(loss), 4)  # log 4
     1.3863
     """
+    require_cross_entropy("linear_cross_entropy", hidden, kernel, labels, sample_weight)
     dtype = state_dtype(hidden)
     leading = ops.shape(labels)
     weight = ops.ones(leading, dtype) if sample_weight is None else ops.cast(sample_weight, dtype)
@@ -52,6 +57,7 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
 
 def token_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
     """The loss of every token, (...), in nats, for scoring; arguments as above."""
+    require_cross_entropy("token_cross_entropy", hidden, kernel, labels)
     leading = ops.shape(labels)
     hidden, kernel, labels = _flat(hidden, kernel, labels)
     tokens = ops.shape(hidden)[0]

@@ -4,6 +4,7 @@ from typing import Any
 
 from keras import ops
 
+from elita_tf.ops.arguments import require_floating, require_shapes
 from elita_tf.ops.slicing import (
     accumulate_slices,
     map_slices,
@@ -27,6 +28,9 @@ def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
     Returns:
         (..., hidden).
 
+    Raises:
+        ValueError: shapes that do not fit together, or no floating-point numbers.
+
     Example:
 
     >>> import numpy as np
@@ -37,6 +41,13 @@ def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
 
     Source: the elita-transformer repository, FeedForward2.
     """
+    require_shapes(
+        "feed_forward2",
+        first=(first, "... inner"),
+        second=(second, "... rank"),
+        kernel=(kernel, "inner rank hidden"),
+    )
+    require_floating("feed_forward2", first=first, second=second, kernel=kernel)
     first, second, kernel = (ops.convert_to_tensor(x) for x in (first, second, kernel))
     inner, rank, hidden = kernel.shape
     outputs = _bilinear(

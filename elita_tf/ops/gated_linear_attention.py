@@ -19,6 +19,7 @@ from typing import Any
 
 from keras import ops
 
+from elita_tf.ops.arguments import STEP, require_gated_linear_attention
 from elita_tf.ops.chunking import fit_chunk_size, merge_chunks, split_chunks, state_dtype
 from elita_tf.ops.running import running_sums
 
@@ -31,6 +32,8 @@ def gated_linear_attention_step(
     query: Any, key: Any, value: Any, log_decay: Any, state: Any, *, scale: float | None = None
 ) -> tuple[Any, Any]:
     """One position: as the recurrent form, without the time axis."""
+    inputs = (query, key, value, log_decay)
+    require_gated_linear_attention("gated_linear_attention_step", inputs, state, scale, STEP)
     dtype = state_dtype(query, key, value, log_decay)
     outputs_dtype = value.dtype
     query, key, value, log_decay, state = (
@@ -51,6 +54,8 @@ def gated_linear_attention_recurrent(
     scale: float | None = None,
 ) -> tuple[Any, Any]:
     """The definition: `gated_linear_attention_step` in a loop over time."""
+    inputs = (query, key, value, log_decay)
+    require_gated_linear_attention("gated_linear_attention_recurrent", inputs, initial_state, scale)
     initial_state = _initial_state(query, key, value, log_decay, initial_state)
     # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
     # only what has the shape of the carry.
@@ -94,7 +99,8 @@ def gated_linear_attention(
         float32 (float64 if any input is float64).
 
     Raises:
-        ValueError: `chunk_size` below 1.
+        ValueError: shapes that do not fit together, no floating-point numbers, or a `chunk_size`
+            that is no integer of at least 1.
 
     Example:
 
@@ -105,6 +111,10 @@ def gated_linear_attention(
     >>> [float(y) for y in np.ravel(outputs)]
     [1.0, 1.5, 1.75]
     """
+    inputs = (query, key, value, log_decay)
+    require_gated_linear_attention(
+        "gated_linear_attention", inputs, initial_state, scale, chunk_size=chunk_size
+    )
     time, outputs_dtype = ops.shape(value)[1], value.dtype
     chunk_size = fit_chunk_size(chunk_size, time)
     state = _initial_state(query, key, value, log_decay, initial_state)

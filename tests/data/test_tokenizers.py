@@ -177,7 +177,7 @@ def test_gpt2_without_tensorflow_text_says_so(gpt2_folder, monkeypatch):
 def test_gpt2_download_is_checked(gpt2_folder, cache, monkeypatch):
     monkeypatch.setattr(
         "huggingface_hub.hf_hub_download",
-        lambda repository, name, *, revision: str(gpt2_folder / name),
+        lambda repository, name, **where: str(gpt2_folder / name),
     )
     with pytest.raises(ValueError, match="expected 1961396"):
         make_tokenizer("gpt2", Split(gpt2_folder / "merges.txt"))

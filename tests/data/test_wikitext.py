@@ -30,7 +30,7 @@ def hub(tmp_path, monkeypatch):
         parquet.write_table(pyarrow.table({"text": rows}), path)
         pins[split] = (wikitext.Parquet(path.name, file_sha256(path)),)
 
-    def download(repository, name, *, revision, repo_type):
+    def download(repository, name, *, revision, repo_type, force_download=False):
         requests.append((repository, name, revision, repo_type))
         return str(tmp_path / "hub" / name)
 

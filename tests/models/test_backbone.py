@@ -129,7 +129,7 @@ def test_dropout_acts_in_training_only() -> None:
         ("num_layers", 0, "received 0"),
         ("num_heads", 5, "12 features over 5 heads"),
         ("context_length", 0, "received 0"),
-        ("hidden_dim", 0, "hidden_dim=0|output_dim=0"),
+        ("hidden_dim", 0, "received 0"),
         ("vocabulary_size", -3, "-3"),
         ("dropout", 1.5, "1.5"),
     ],
