@@ -65,8 +65,9 @@ def accumulate_slices(
 
     def advance(index: Any, stacks: Sequence[Any], total: Any) -> tuple[Any, Any, Any]:
         results, term = function(index)
+        zero = ops.zeros_like(index)  # JAX wants indices of one dtype
         stacks = [
-            ops.slice_update(stack, (index, *[0] * (len(stack.shape) - 1)), result[None])
+            ops.slice_update(stack, (index, *[zero] * (len(stack.shape) - 1)), result[None])
             for stack, result in zip(stacks, results, strict=True)
         ]
         # Never true, and so 0; but the next slice waits for it, or TensorFlow would work on ten
