@@ -117,7 +117,7 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
 
         for block in self.blocks:
             for layer in (block["mixer"], block["feed_forward"]):
-                layer.output_kernel.assign(keras.ops.zeros_like(layer.output_kernel))
+                layer.output_kernel.assign(keras.ops.zeros(layer.output_kernel.shape))
 
         # === Config ===
         self.vocabulary_size = vocabulary_size
