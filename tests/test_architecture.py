@@ -23,7 +23,8 @@ PARTS = {
     "layers": ({"layers", "ops"}, {"keras"}),
     "models": ({"layers", "models", "ops", "schedules"}, {"keras", "keras_hub"}),
     "schedules": (set(), {"keras"}),
-    "callbacks": (set(), {"keras", "matplotlib", "numpy"}),
+    "optimizers": (set(), {"keras"}),
+    "callbacks": ({"callbacks"}, {"keras", "matplotlib", "numpy"}),
     "data": (
         {"data"},
         {"huggingface_hub", "keras_hub", "numpy", "pyarrow", "sentencepiece", "tensorflow"},
@@ -37,7 +38,20 @@ EXCEPTIONS = {
 }
 
 PUBLIC = {
-    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "schedules"},
+    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "optimizers", "schedules"},
+    "elita_tf.callbacks": {
+        "Checkpoint",
+        "Checkpoints",
+        "Health",
+        "KeepWeights",
+        "LossPlot",
+        "MetricsFile",
+        "Resumable",
+        "StopOnSignal",
+        "Stopped",
+        "TrainingLog",
+        "newest_checkpoint",
+    },
     "elita_tf.ops": {
         "Attention2State",
         "attention2",
