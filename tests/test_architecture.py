@@ -101,6 +101,7 @@ PUBLIC = {
         "stream_windows",
         "train_sentencepiece",
         "training_batch",
+        "training_window_indices",
         "training_windows",
         "unigram_entropy",
     },
