@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import run_folder
-from assembly import Parts, describe_batch, load_run
+from assembly import Parts, describe_batch
 from evaluate import losses_by_position, report
-from generate import SAMPLERS, live, stream
+from generate import keep_for_use
 from recipe import Recipe
 from request import read_request
 
 from elita_tf import callbacks
 from elita_tf.data import unigram_entropy
-
-SAMPLE_TOKENS = 120
 
 
 def train(
@@ -81,15 +79,6 @@ def train(
         "peak_memory_bytes": run_folder.peak_memory_bytes(),
         "wall_time_seconds": log.wall_time,
     }
-
-
-def keep_for_use(run_dir: Path) -> None:
-    """Writes what the run is for: `preset`, and a text in `sample.txt`."""
-    model = load_run(run_dir)
-    model.save_to_preset(str(run_dir / "preset"))
-    sample = "".join(stream(live(model), "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
-    (run_dir / "sample.txt").write_text(sample, encoding="utf-8")
-    print(f"A sample of {SAMPLE_TOKENS} tokens: {sample}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -146,7 +146,7 @@ class LossPlot(keras.callbacks.Callback):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`."""
-        self.points = state["points"]
+        self.points = {k: list(map(tuple, points)) for k, points in state["points"].items()}
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         logs = logs or {}
