@@ -29,7 +29,8 @@ class _Monitored:
         before = [ops.copy(variable) for variable in kept]
         super().apply(grads, trainable_variables)
         for variable, value in zip(kept, before, strict=True):
-            variable.assign(ops.where(ops.isfinite(norm), variable, value))
+            after = ops.convert_to_tensor(variable)
+            variable.assign(ops.where(ops.isfinite(norm), after, value))
         self.gradient_norm.assign(norm)
 
     def get_config(self) -> dict[str, Any]:

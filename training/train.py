@@ -62,6 +62,7 @@ def train(
         batch = describe_batch(recipe, parts.train_ids, log.step - 1)
         good = callbacks.newest_checkpoint(checkpoints.folder)
         print(f"{error} Its batch: {batch}. Last good checkpoint: {good and good.path}.")
+        print("--force goes on from there, with --set on_nonfinite=skip or a lower learning_rate.")
     finally:
         stop.release()
     return {
