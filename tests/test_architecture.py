@@ -23,7 +23,8 @@ PARTS = {
     "layers": ({"layers", "ops"}, {"keras"}),
     "models": ({"layers", "models", "ops", "schedules"}, {"keras", "keras_hub"}),
     "schedules": (set(), {"keras"}),
-    "callbacks": (set(), {"keras", "matplotlib", "numpy"}),
+    "optimizers": (set(), {"keras"}),
+    "callbacks": ({"callbacks"}, {"keras", "matplotlib", "numpy"}),
     "data": (
         {"data"},
         {"huggingface_hub", "keras_hub", "numpy", "pyarrow", "sentencepiece", "tensorflow"},
@@ -38,7 +39,20 @@ EXCEPTIONS = {
 }
 
 PUBLIC = {
-    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "schedules"},
+    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "optimizers", "schedules"},
+    "elita_tf.callbacks": {
+        "Checkpoint",
+        "Checkpoints",
+        "Health",
+        "KeepWeights",
+        "LossPlot",
+        "MetricsFile",
+        "Resumable",
+        "StopOnSignal",
+        "Stopped",
+        "TrainingLog",
+        "newest_checkpoint",
+    },
     "elita_tf.ops": {
         "Attention2State",
         "attention2",
@@ -90,6 +104,7 @@ PUBLIC = {
         "stream_windows",
         "train_sentencepiece",
         "training_batch",
+        "training_window_indices",
         "training_windows",
         "unigram_entropy",
     },

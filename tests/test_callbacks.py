@@ -2,8 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from elita_tf import callbacks
-from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog
+from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog, figures
 
 
 class Clock:
@@ -60,7 +59,7 @@ def fit(model, *extra, epochs=3, validation=True):
 
 def test_training_log_counts_steps_speed_and_stops(model, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(callbacks.time, "perf_counter", clock)
+    monkeypatch.setattr(figures.time, "perf_counter", clock)
     log, record = TrainingLog(tokens_per_step=30, num_steps=10), Record()
     fit(model, Tick(clock), log, record, epochs=5)
     assert log.step == len(record.steps) == 10

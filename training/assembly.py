@@ -17,7 +17,9 @@ from elita_tf.data import (
     evaluation_windows,
     load_corpus,
     make_tokenizer,
+    num_training_windows,
     stream_windows,
+    training_window_indices,
     training_windows,
 )
 from elita_tf.data.tokenizers import SENTENCEPIECE_FILE
@@ -30,6 +32,7 @@ from elita_tf.models import (
     architectures,
     load_gpt2_embeddings,
 )
+from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW
 from elita_tf.schedules import CappedInverseSqrt
 
 
@@ -45,8 +48,10 @@ class Parts(NamedTuple):
     model: ElitaCausalLM
 
 
-def assemble(recipe: Recipe, data_dir: Path | None) -> Parts:
+def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> Parts:
     """Finds the corpus, trains the tokenizer on its training split, makes windows and model.
+
+    Training windows begin with those of `start_step`.
 
     Raises:
         ValueError, OSError, ImportError: for what a recipe or a folder can have wrong.
@@ -62,9 +67,9 @@ def assemble(recipe: Recipe, data_dir: Path | None) -> Parts:
     train_ids, valid_ids = (encode_split(tokenizer, corpus[split]) for split in ("train", "valid"))
     sizes = {"context_length": recipe.context_length, "batch_size": recipe.batch_size}
     if recipe.carry_state:
-        training = stream_windows(train_ids, **sizes)
+        training = stream_windows(train_ids, **sizes, start_step=start_step)
     else:
-        training = training_windows(train_ids, **sizes, seed=recipe.seed)
+        training = training_windows(train_ids, **sizes, seed=recipe.seed, start_step=start_step)
     validation = validation_windows(recipe, valid_ids)
     model = build_model(recipe, tokenizer.vocabulary_size)
     if recipe.init_embeddings == "gpt2":
@@ -73,6 +78,19 @@ def assemble(recipe: Recipe, data_dir: Path | None) -> Parts:
         load_gpt2_embeddings(model.backbone, recipe.init_embeddings)
     model.compile(build_optimizer(recipe), jit_compile=recipe.jit_compile)
     return Parts(corpus, tokenizer, train_ids, valid_ids, training, validation, model)
+
+
+def describe_batch(recipe: Recipe, train_ids: np.ndarray, step: int) -> str:
+    """The windows of the training step of this number, counted from 0, in words."""
+    if recipe.carry_state:
+        return f"rows {step * recipe.context_length} ids after their starts"
+    chosen = training_window_indices(
+        num_training_windows(train_ids, recipe.context_length),
+        step,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+    )
+    return f"windows {', '.join(map(str, chosen.numpy()))} of {recipe.context_length + 1} ids"
 
 
 def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
@@ -151,10 +169,11 @@ def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
         "beta_1": recipe.beta_1,
         "beta_2": recipe.beta_2,
         "global_clipnorm": recipe.clip_norm or None,
+        "skip_nonfinite": recipe.on_nonfinite == "skip",
     }
     if recipe.weight_decay:
-        return keras.optimizers.AdamW(weight_decay=recipe.weight_decay, **arguments)
-    return keras.optimizers.Adam(**arguments)
+        return MonitoredAdamW(weight_decay=recipe.weight_decay, **arguments)
+    return MonitoredAdam(**arguments)
 
 
 def build_schedule(recipe: Recipe) -> float | keras.optimizers.schedules.LearningRateSchedule:

@@ -14,6 +14,7 @@ from assembly import compiled, load_run
 
 from elita_tf.models import ElitaCausalLM
 
+SAMPLE_TOKENS = 120
 # What each takes of the temperature and the seed.
 SAMPLERS: dict[str, Callable[[float, int | None], keras_hub.samplers.Sampler]] = {
     "greedy": lambda temperature, seed: keras_hub.samplers.GreedySampler(),
@@ -125,6 +126,15 @@ def stream(
             shown, pending = pending, []
         if position < max_length - 1:
             logits, state = decoder.step(token, state)
+
+
+def keep_for_use(run_dir: Path) -> None:
+    """Writes what a run is for into its folder: `preset`, and a text in `sample.txt`."""
+    model = load_run(run_dir)
+    model.save_to_preset(str(run_dir / "preset"))
+    sample = "".join(stream(live(model), "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
+    (run_dir / "sample.txt").write_text(sample, encoding="utf-8")
+    print(f"A sample of {SAMPLE_TOKENS} tokens: {sample}")
 
 
 def load_model(options: argparse.Namespace) -> ElitaCausalLM:

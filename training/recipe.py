@@ -13,6 +13,7 @@ from elita_tf.data import tokenizers
 from elita_tf.models import architectures
 
 FOLDER = Path(__file__).parent / "recipes"
+ON_NONFINITE = ("stop", "skip")
 SCHEDULES = ("constant", "capped_inverse_sqrt", "cosine")
 _LARGEST = 2**63 - 1  # TOML promises no larger integer.
 _NOUNS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
@@ -72,12 +73,20 @@ class Recipe:
     rematerialize: bool = False  # less memory, more time: for long contexts and many layers
     seed: NotNegative = 0
     jit_compile: bool | Annotated[str, OneOf(("auto",))] = "auto"
+    # What a step does whose loss or gradient is not finite; how long a killed run has to repeat.
+    on_nonfinite: Annotated[str, OneOf(ON_NONFINITE)] = "stop"
+    checkpoint_seconds: Amount = 60.0
 
     def to_toml(self) -> str:
         """The recipe as a TOML file that `load_recipe` reads."""
         lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in asdict(self).items())
         # JSON's strings are TOML's but for this character.
         return "".join(lines).replace("\x7f", "\\u007f")
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """What changes from this recipe to the other: `key: before -> after`."""
+        before, after = asdict(self), asdict(other)
+        return [f"{k}: {before[k]!r} -> {after[k]!r}" for k in before if before[k] != after[k]]
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -103,7 +112,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     # Besides TOML's own error: no UTF-8, numbers of thousands of digits, deeply nested brackets.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
-    return _checked({**values, **dict(map(_parse_override, overrides))})
+    return checked_recipe({**values, **dict(map(_parse_override, overrides))})
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -117,7 +126,12 @@ def _parse_override(text: str) -> tuple[str, Any]:
     return key, parsed["value"] if len(parsed) == 1 else value
 
 
-def _checked(values: dict[str, Any]) -> Recipe:
+def checked_recipe(values: dict[str, Any]) -> Recipe:
+    """The recipe of these values.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
     annotations = typing.get_type_hints(Recipe, include_extras=True)
     unknown = sorted(set(values) - set(annotations))
     if unknown:
@@ -130,7 +144,13 @@ def _checked(values: dict[str, Any]) -> Recipe:
         if not _accepts(annotations[key], value):
             expected = _describe(annotations[key])
             raise ValueError(f"{key} = {json.dumps(value, default=str)}: expected {expected}.")
-    return Recipe(**values)
+    recipe = Recipe(**values)
+    if recipe.carry_state and recipe.on_nonfinite == "skip":
+        raise ValueError(
+            'carry_state = true needs on_nonfinite = "stop": a stream cannot go on from the state '
+            "that a step left behind whose loss is not finite."
+        )
+    return recipe
 
 
 def _accepts(annotation: Any, value: Any) -> bool:

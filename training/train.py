@@ -1,60 +1,75 @@
-"""Trains a recipe: python training/train.py --recipe quickstart."""
+"""Trains a recipe: python training/train.py --recipe quickstart. The same again goes on with it."""
 
-import argparse
-import itertools
 import logging
 import math
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import keras
 import run_folder
-from assembly import Parts, assemble, load_run
+from assembly import Parts, describe_batch
 from evaluate import losses_by_position, report
-from generate import SAMPLERS, live, stream
-from recipe import Recipe, load_recipe
+from generate import keep_for_use
+from recipe import Recipe
+from request import read_request
 
-from elita_tf.callbacks import KeepWeights, LossPlot, StopOnSignal, TrainingLog
+from elita_tf import callbacks
 from elita_tf.data import unigram_entropy
 
-SAMPLE_TOKENS = 120
 
-
-def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
-    """Trains and writes the run folder; returns the content of its `summary.json`."""
-    started = time.perf_counter()
+def train(
+    run_dir: Path, recipe: Recipe, parts: Parts, checkpoint: callbacks.Checkpoint | None
+) -> dict[str, Any]:
+    """Trains, or goes on from a checkpoint; returns the content of `summary.json`."""
     model = parts.model
     entropy = unigram_entropy(parts.valid_ids, parts.tokenizer.vocabulary_size)
-    run_folder.prepare(run_dir, recipe, parts.tokenizer)
-    log = TrainingLog(recipe.batch_size * recipe.context_length, recipe.steps)
-    weights = KeepWeights(run_dir)
-    history = keras.callbacks.CSVLogger(run_dir / "metrics.csv")
+    run_folder.prepare(run_dir, recipe, parts.tokenizer, checkpoint)
+    log = callbacks.TrainingLog(recipe.batch_size * recipe.context_length, recipe.steps)
+    health, weights = callbacks.Health(), callbacks.KeepWeights(run_dir)
+    history = callbacks.MetricsFile(run_dir / "metrics.csv", resumed=checkpoint is not None)
     reference = ("unigram entropy of the validation text", entropy)
-    plot = LossPlot(run_dir / "loss.png", f"{run_dir.name} ({recipe.corpus})", reference)
-    stop = StopOnSignal()
-    # An epoch of Keras is the steps between two validations.
-    model.fit(
-        parts.training,
-        validation_data=parts.validation,
-        steps_per_epoch=min(recipe.validation_interval, recipe.steps),
-        epochs=math.ceil(recipe.steps / recipe.validation_interval),
-        callbacks=[log, weights, history, plot, stop, keras.callbacks.TerminateOnNaN()],
-        shuffle=False,
+    plot = callbacks.LossPlot(run_dir / "loss.png", f"{run_dir.name} ({recipe.corpus})", reference)
+    kept, stop = [log, health, weights, history, plot], callbacks.StopOnSignal()
+    checkpoints = callbacks.Checkpoints(
+        run_dir / "checkpoints",
+        kept,
+        seconds=recipe.checkpoint_seconds,
+        notes=run_folder.notes(recipe, parts.train_ids),
+        resumed=checkpoint,
+        due=lambda: stop.received,
     )
+    # An epoch of Keras is the steps between two validations.
+    epoch_steps = min(recipe.validation_interval, recipe.steps)
     figures: dict[str, Any] = {}
-    if not stop.received:
-        model.load_weights(weights.best_so_far)
-        losses = losses_by_position(
-            model, parts.valid_ids, recipe.context_length, recipe.batch_size
+    try:
+        model.fit(
+            parts.training,
+            validation_data=parts.validation,
+            steps_per_epoch=epoch_steps,
+            initial_epoch=checkpoint.start_step // epoch_steps if checkpoint else 0,
+            epochs=math.ceil(recipe.steps / epoch_steps),
+            callbacks=[*kept, checkpoints, stop],
+            shuffle=False,
         )
-        figures = report(parts.corpus["valid"], *losses)
-    summary = {
-        "finished": bool(figures) and log.step == recipe.steps,
+        model.load_weights(weights.best_so_far)
+        losses = (parts.valid_ids, recipe.context_length, recipe.batch_size)
+        figures = report(parts.corpus["valid"], *losses_by_position(model, *losses))
+    except callbacks.Stopped as stopped:
+        print(f"{stopped} The same command goes on after step {log.step}.")
+        weights.save_last()
+    except FloatingPointError as error:
+        batch = describe_batch(recipe, parts.train_ids, log.step - 1)
+        good = callbacks.newest_checkpoint(checkpoints.folder)
+        print(f"{error} Its batch: {batch}. Last good checkpoint: {good and good.path}.")
+        print("--force goes on from there, with --set on_nonfinite=skip or a lower learning_rate.")
+    finally:
+        stop.release()
+    return {
+        "finished": bool(figures),
         "stopped_by": stop.received and stop.received.name,
         "steps": log.step,
+        "skipped_steps": health.skipped_steps,
         "validation_loss": figures.get("loss"),
         "validation_perplexity": figures.get("perplexity"),
         "validation_bits_per_byte": figures.get("bits_per_byte"),
@@ -63,46 +78,30 @@ def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
         "parameters": model.count_params(),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": run_folder.peak_memory_bytes(),
-        "wall_time_seconds": time.perf_counter() - started,
+        "wall_time_seconds": log.wall_time,
     }
-    run_folder.write_json(run_dir / "summary.json", summary)
-    return summary
-
-
-def keep_for_use(run_dir: Path) -> None:
-    """Writes what the run is for: `preset`, and a text in `sample.txt`."""
-    model = load_run(run_dir)
-    model.save_to_preset(str(run_dir / "preset"))
-    sample = "".join(stream(live(model), "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
-    (run_dir / "sample.txt").write_text(sample, encoding="utf-8")
-    print(f"A sample of {SAMPLE_TOKENS} tokens: {sample}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reads the command line, trains, prints; 1 after NaN, 128 + its number after a signal."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="quickstart", help="name in training/recipes, or file")
-    parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
-    parser.add_argument("--run_dir", type=Path, help="default: runs/<recipe>")
-    parser.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args(arguments)
+    """Trains; 1 after what is not finite, 2 after a mistake, 128 + its number after a signal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_dir = options.run_dir or Path("runs") / Path(options.recipe).stem
-    try:
-        recipe = load_recipe(options.recipe, itertools.chain.from_iterable(options.set))
-        parts = assemble(recipe, options.data_dir)
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-    summary = train(recipe, parts, run_dir)
+    request = read_request(__doc__, arguments)
+    if request is None:
+        return 0
+    summary = train(*request)
     for key, value in summary.items():
         print(f"{key}: {value:,.4f}" if isinstance(value, float) else f"{key}: {value}")
     if summary["finished"]:
-        keep_for_use(run_dir)
-    print(f"Written to {run_dir}")
+        keep_for_use(request.run_dir)
+    # Last, so that a run that is killed before it is not taken for finished.
+    run_folder.write_json(request.run_dir / "summary.json", summary)
+    print(f"Written to {request.run_dir}")
     if summary["stopped_by"]:
         return 128 + signal.Signals[summary["stopped_by"]]  # the custom of shells
     return 0 if summary["finished"] else 1
 
 
 if __name__ == "__main__":
+    # Until there is something to save: Python's own handler waits for the end of a compilation.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

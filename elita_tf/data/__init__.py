@@ -15,6 +15,7 @@ from elita_tf.data.windows import (
     num_training_windows,
     stream_windows,
     training_batch,
+    training_window_indices,
     training_windows,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "stream_windows",
     "train_sentencepiece",
     "training_batch",
+    "training_window_indices",
     "training_windows",
     "unigram_entropy",
 ]

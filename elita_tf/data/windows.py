@@ -45,21 +45,43 @@ def training_batch(
     """
     _require(token_ids, batch_size=batch_size)
     num_windows = num_training_windows(token_ids, context_length)
-    steps_per_epoch = num_windows // batch_size
-    if steps_per_epoch == 0:
+    if num_windows < batch_size:
         raise ValueError(
             f"{len(token_ids)} token ids give {num_windows} windows of {context_length + 1}, "
             f"fewer than batch_size={batch_size}. Lower batch_size or context_length."
         )
+    chosen = training_window_indices(num_windows, step, batch_size=batch_size, seed=seed)
+    offsets = chosen[:, None] * (context_length + 1) + tf.range(context_length + 1, dtype=tf.int64)
+    return tf.cast(tf.gather(_as_tensor(token_ids), offsets), tf.int32)
+
+
+def training_window_indices(
+    num_windows: int, step: int | tf.Tensor, *, batch_size: int, seed: int
+) -> tf.Tensor:
+    """Which windows `training_batch` takes at a step.
+
+    Args:
+        num_windows: of the ids: see `num_training_windows`.
+        step: number of the step, from 0, over all epochs.
+        batch_size: windows a step, at most `num_windows`.
+        seed: a non-negative integer.
+
+    Returns:
+        int64 `(batch_size,)`; window i begins at id i * (context_length + 1).
+
+    Example:
+
+    >>> training_window_indices(5, 3, batch_size=2, seed=0).shape
+    TensorShape([2])
+    """
+    steps_per_epoch = num_windows // batch_size
     step = tf.cast(step, tf.int64)
     epoch, position = step // steps_per_epoch, step % steps_per_epoch
-    chosen = tf.random.experimental.index_shuffle(
+    return tf.random.experimental.index_shuffle(
         position * batch_size + tf.range(batch_size, dtype=tf.int64),
         seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
         max_index=num_windows - 1,
     )
-    offsets = chosen[:, None] * (context_length + 1) + tf.range(context_length + 1, dtype=tf.int64)
-    return tf.cast(tf.gather(_as_tensor(token_ids), offsets), tf.int32)
 
 
 def training_windows(

@@ -2,8 +2,17 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from assembly import assemble, build_model, build_optimizer, build_schedule, validation_windows
+from assembly import (
+    assemble,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    describe_batch,
+    validation_windows,
+)
 from recipe import load_recipe
+
+from elita_tf.data import training_batch
 
 
 def rates(recipe, steps):
@@ -34,6 +43,8 @@ def test_the_optimizer_is_adamw_only_with_weight_decay():
     assert (adamw.weight_decay, adamw.global_clipnorm) == (0.01, 1.0)
     adam = build_optimizer(load_recipe("elita-wikitext2"))
     assert not isinstance(adam, keras.optimizers.AdamW)
+    assert not adam.skip_nonfinite
+    assert build_optimizer(load_recipe("quickstart", ["on_nonfinite=skip"])).skip_nonfinite
     assert (adam.beta_1, adam.beta_2, adam.global_clipnorm) == (0.9, 0.99, None)
 
 
@@ -82,6 +93,25 @@ def test_a_carried_state_trains_on_streams(tiny_recipe):
     assert parts.model.carried_batch_size == recipe.batch_size
     losses = parts.model.fit(parts.training, steps_per_epoch=2, epochs=2, verbose=0).history["loss"]
     assert losses[1] < losses[0]
+
+
+def test_a_batch_of_a_stream_in_words(tiny_recipe):
+    recipe = load_recipe(str(tiny_recipe), ["carry_state=true"])
+    assert describe_batch(recipe, np.arange(99), 3) == "rows 48 ids after their starts"
+
+
+@pytest.mark.parametrize("carry_state", [True, False])
+def test_training_begins_at_a_step(tiny_recipe, carry_state):
+    recipe = load_recipe(str(tiny_recipe), [f"carry_state={str(carry_state).lower()}"])
+    parts = assemble(recipe, None, 2)
+    inputs, _ = next(iter(parts.training))
+    if carry_state:
+        expected = parts.train_ids[32:48]
+        np.testing.assert_array_equal(inputs["token_ids"][0], expected)
+    else:
+        sizes = {"context_length": 16, "batch_size": 4, "seed": 0}
+        expected = training_batch(parts.train_ids, 2, **sizes)
+        np.testing.assert_array_equal(inputs["token_ids"], expected[:, :-1])
 
 
 def test_embeddings_of_a_gpt2_preset(tiny_recipe, tmp_path):

@@ -53,12 +53,25 @@ def test_the_resolved_recipe_reads_back(tiny_recipe, tmp_path):
         ("corpus=3", "corpus = 3: expected a string"),
         ("architecture=rnn", 'architecture = "rnn": expected "elita" or "elita_query" or'),
         ("jit_compile=maybe", 'jit_compile = "maybe": expected true or false or "auto"'),
+        ("on_nonfinite=go", 'on_nonfinite = "go": expected "stop" or "skip"'),
+        ("checkpoint_seconds=-1", "checkpoint_seconds = -1: expected a number, at least 0"),
         ("steps", "--set 'steps': expected key=value"),
     ],
 )
 def test_a_wrong_value_stops_with_what_is_allowed(tiny_recipe, override, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(str(tiny_recipe), [override])
+
+
+def test_a_stream_cannot_skip_steps(tiny_recipe):
+    with pytest.raises(ValueError, match='carry_state = true needs on_nonfinite = "stop"'):
+        load_recipe(str(tiny_recipe), ["carry_state=true", "on_nonfinite=skip"])
+
+
+def test_differences_name_what_changed(tiny_recipe):
+    first, second = (load_recipe(str(tiny_recipe), [f"seed={seed}"]) for seed in (0, 1))
+    assert first.differences(first) == []
+    assert first.differences(second) == ["seed: 0 -> 1"]
 
 
 def test_a_missing_key_and_broken_toml_and_a_missing_file(tmp_path):

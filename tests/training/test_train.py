@@ -1,28 +1,24 @@
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import re
+import shutil
 
 import keras
 import numpy as np
 import pytest
 import run_folder
 import train as script
-from assembly import build_model
+from assembly import assemble, build_model
 from recipe import load_recipe
 
+from elita_tf.callbacks import newest_checkpoint
 from elita_tf.data import load_tokenizer
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_run_folder_is_complete(run_dir):
     assert {path.name for path in run_dir.iterdir()} == {
         "best.weights.h5",
+        "checkpoints",
         "last.weights.h5",
         "loss.png",
         "metrics.csv",
@@ -46,6 +42,7 @@ def test_metrics_are_taken_every_interval_and_the_run_ends_at_its_steps(run_dir)
     for row in rows:
         assert 0 < float(row["val_loss"]) < 10
         assert float(row["tokens_per_second"]) > 0
+        assert 0 < float(row["gradient_norm"]) < 100
 
 
 def test_the_summary(run_dir):
@@ -78,8 +75,9 @@ def test_the_seed_decides_the_run(run_dir, tiny_recipe, tmp_path):
 
 
 def test_a_run_removes_what_a_former_one_left_and_nothing_else(run_dir, tiny_recipe, tmp_path):
-    for name in ("evaluation-test.json", "best.weights.h5", "summary.json"):
+    for name in ("evaluation-test.json", "best.weights.h5", "last.weights.h5", "summary.json"):
         (tmp_path / name).touch()
+    (tmp_path / "checkpoints").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     run_folder.prepare(
         tmp_path, load_recipe(str(tiny_recipe)), load_tokenizer(run_dir / "tokenizer")
@@ -106,48 +104,78 @@ def test_a_mistake_stops_before_the_run_folder(tiny_recipe, tmp_path, capsys, ar
     assert not folder.exists()
 
 
-def test_a_run_that_diverges_stops_and_says_so(tiny_recipe, tmp_path):
+def test_a_run_that_diverges_stops_and_says_so(tiny_recipe, tmp_path, capsys):
     # The first update is finite and puts every weight out of range.
-    overrides = ["--set", "learning_rate=1e30", "inverse_sqrt_scale=1e30", "steps=50"]
-    code = script.main(["--recipe", str(tiny_recipe), "--run_dir", str(tmp_path), *overrides])
-    assert code == 1
+    overrides = ["learning_rate=1e30", "inverse_sqrt_scale=1e30", "checkpoint_seconds=0"]
+    run = ["--recipe", str(tiny_recipe), "--run_dir", str(tmp_path)]
+    assert script.main([*run, "--set", *overrides]) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["finished"] is False
-    assert summary["steps"] < 50
+    assert summary["steps"] == 2
+    good = newest_checkpoint(tmp_path / "checkpoints")
+    assert good.step == 1
+    printed = capsys.readouterr().out
+    assert f"Last good checkpoint: {good.path}." in printed
+    (found,) = re.findall("Step 2: loss .* norm of the gradient .*windows (.*) of 17 ids", printed)
+    parts = assemble(load_recipe(str(tiny_recipe)), None)
+    inputs, _ = list(parts.training.take(2))[1]
+    for index, window in zip(found.split(", "), np.array(inputs["token_ids"]), strict=True):
+        np.testing.assert_array_equal(parts.train_ids[int(index) * 17 :][:16], window)
 
 
-@pytest.fixture
-def endless_run(tiny_recipe, tmp_path):
-    """A run as its own process, once it has validated."""
-    command = [sys.executable, "training/train.py", "--recipe", str(tiny_recipe)]
-    options = ["--run_dir", str(tmp_path / "run"), "--set", "steps=1000000"]
-    process = subprocess.Popen(
-        command + options, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "loss.png").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield process, tmp_path / "run"
-    process.kill()
-    process.wait()
+def overwrite(monkeypatch, module, function):
+    def called(*args, **kwargs):
+        raise AssertionError(f"{function} was called")
+
+    monkeypatch.setattr(module, function, called)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_an_interrupted_run_can_be_used(endless_run, name):
-    process, folder = endless_run
-    process.send_signal(getattr(signal, name))
-    code = process.wait(timeout=60)
-    assert np.isfinite(weights(folder, "last.weights.h5")[0]).all()
-    assert np.isfinite(weights(folder, "best.weights.h5")[0]).all()
-    assert (folder / "metrics.csv").read_text().count("\n") >= 2
-    if name == "SIGKILL":
-        assert code == -signal.SIGKILL
-    else:
-        assert code == 128 + getattr(signal, name)
-        summary = json.loads((folder / "summary.json").read_text())
-        assert summary["finished"] is False
-        assert summary["stopped_by"] == name
-        assert summary["steps"] >= 2
+def test_a_finished_run_says_so(run_dir, tiny_recipe, capsys, monkeypatch):
+    overwrite(monkeypatch, script, "train")
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    assert script.main(["--recipe", str(tiny_recipe), "--run_dir", str(run_dir)]) == 0
+    assert script.main(["--resume", "--run_dir", str(run_dir)]) == 0
+    assert capsys.readouterr().out.count("is finished. Train it anew with --restart") == 2
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "steps=7", "beta_2=0.9"], r"\(steps: 5 -> 7; beta_2: 0.999 -> 0.9\)"),
+        (["--resume", "--set", "seed=3"], r"another recipe \(seed: 0 -> 3\)"),
+        (["--force", "--set", "steps=4"], "has done 5 steps, more than steps = 4"),
+        (["--resume", "--restart"], "holds no checkpoint to go on from"),
+    ],
+)
+def test_a_changed_recipe_is_refused(run_dir, tiny_recipe, capsys, arguments, message):
+    source = [] if "--resume" in arguments else ["--recipe", str(tiny_recipe)]
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*source, "--run_dir", str(run_dir), *arguments])
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_changed_recipe_and_text_go_on_by_force(run_dir, tmp_path, capsys):
+    folder, text = tmp_path / "run", tmp_path / "other.txt"
+    shutil.copytree(run_dir, folder)
+    text.write_text("".join(f"{i} minus {j} is {i - j}.\n" for i in range(30) for j in range(30)))
+    recipe = (folder / "recipe.toml").read_text()
+    (folder / "recipe.toml").write_text(re.sub("corpus = .*", f'corpus = "text:{text}"', recipe))
+    arguments = ["--resume", "--run_dir", str(folder), "--set", "steps=6"]
+    with pytest.raises(SystemExit, match="2"):
+        script.main(arguments)
+    assert re.search("corpus: .* -> .*steps: 5 -> 6", capsys.readouterr().err)
+    assert script.main([*arguments, "--force"]) == 0
+    assert "Going on after step 5 of 6" in capsys.readouterr().out
+    with (folder / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6]
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 6
+
+
+def test_a_changed_text_under_the_same_name_is_refused(run_dir):
+    checkpoint = newest_checkpoint(run_dir / "checkpoints")
+    ids = np.arange(9, dtype="uint16")
+    with pytest.raises(ValueError, match="not those that .* was trained on"):
+        run_folder.require_same_text(checkpoint, ids)
+    notes = run_folder.notes(load_recipe(str(run_dir / "recipe.toml")), ids)
+    run_folder.require_same_text(checkpoint._replace(notes=notes), ids)

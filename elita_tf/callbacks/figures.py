@@ -1,15 +1,13 @@
-"""Keras callbacks of a training run: figures for the log, weights, signals, a plot of the loss."""
+"""Figures of a training run: in the logs, in a file, in a plot."""
 
-import os
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import keras
 from matplotlib.figure import Figure
+
+from elita_tf.callbacks.checkpoint_files import write_whole
 
 Logs = dict[str, Any] | None
 
@@ -35,11 +33,39 @@ class TrainingLog(keras.callbacks.Callback):
         self._seconds = 0.0
         self._before = 0, 0.0
         self._resumed_at: float | None = None
+        self._began_at = time.perf_counter()
+
+    @property
+    def wall_time(self) -> float:
+        """Seconds since this callback was made, and those of the runs that it goes on from."""
+        return time.perf_counter() - self._began_at
 
     @property
     def tokens_per_second(self) -> float | None:
         """Training speed of the run so far; None before the second step."""
         return self._speed(self._timed_steps, self._seconds)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on."""
+        return {
+            "step": self.step,
+            "timed_steps": self._timed_steps,
+            "seconds": self._seconds,
+            "before": self._before,
+            "wall_time": self.wall_time,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+        self.step, self._timed_steps = state["step"], state["timed_steps"]
+        self._seconds, self._before = state["seconds"], tuple(state["before"])
+        self._resumed_at = time.perf_counter()
+        self._began_at = self._resumed_at - state["wall_time"]
+        self._stop_at_the_end()
+
+    def _stop_at_the_end(self) -> None:
+        if self.step >= self.num_steps:
+            self.model.stop_training = True
 
     def _speed(self, steps: int, seconds: float) -> float | None:
         return self.tokens_per_step * steps / seconds if steps else None
@@ -57,8 +83,7 @@ class TrainingLog(keras.callbacks.Callback):
             self._timed_steps += 1
         self._resumed_at = now
         self._add_to(logs)
-        if self.step >= self.num_steps:
-            self.model.stop_training = True
+        self._stop_at_the_end()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._add_to(logs)
@@ -74,74 +99,27 @@ class TrainingLog(keras.callbacks.Callback):
         logs["tokens_per_second"] = self._speed(steps, seconds) or 0.0
 
 
-class KeepWeights(keras.callbacks.Callback):
-    """Writes `last.weights.h5`, and `best.weights.h5` when the validation loss is lowest.
-
-    Both are written whole or not at all, at the start, after every epoch and at the end, so that
-    a run that is killed leaves weights that load.
+class MetricsFile(keras.callbacks.CSVLogger):
+    """`keras.callbacks.CSVLogger` that a resumed run goes on with where the checkpoint was made.
 
     Args:
-        folder: where to write.
+        path: the file to write.
+        resumed: whether to go on with what is there.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        super().__init__()
-        self.last = Path(folder) / "last.weights.h5"
-        self.best = Path(folder) / "best.weights.h5"
-        self.best_loss = float("inf")
+    def __init__(self, path: Path | str, resumed: bool = False) -> None:
+        super().__init__(path, append=resumed)
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        self.save_last()
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on."""
+        return {"text": Path(self.filename).read_text(encoding="utf-8")}
 
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        self.save_last()
-        loss = (logs or {}).get("val_loss", float("inf"))
-        if loss < self.best_loss:
-            self.best_loss = loss
-            self._save(self.best)
-
-    @property
-    def best_so_far(self) -> Path:
-        """The best weights, or the last ones as long as no validation gave a finite loss."""
-        return self.best if self.best.is_file() else self.last
-
-    def save_last(self) -> None:
-        """Writes the weights as they are now."""
-        self._save(self.last)
-
-    def _save(self, path: Path) -> None:
-        _write_whole(path, self.model.save_weights)
-
-
-class StopOnSignal(keras.callbacks.Callback):
-    """Ends training after the step at hand when Ctrl-C or SIGTERM asks for it.
-
-    Raising an exception instead could cut short whatever is being written. A second signal
-    raises KeyboardInterrupt at once. The process's own handlers come back when training ends.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.received: signal.Signals | None = None
-
-    def on_train_begin(self, logs: Logs = None) -> None:
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        if self.received:
-            self.model.stop_training = True
-
-    def on_train_end(self, logs: Logs = None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`: lines written after it are dropped."""
+        self.csv_file.truncate(0)
+        self.csv_file.write(state["text"])
+        self.csv_file.flush()
+        self.append_header = not state["text"]
 
 
 class LossPlot(keras.callbacks.Callback):
@@ -162,13 +140,21 @@ class LossPlot(keras.callbacks.Callback):
         self.reference = reference
         self.points: dict[str, list[tuple[int, float]]] = {"loss": [], "val_loss": []}
 
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on."""
+        return {"points": self.points}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+        self.points = {k: list(map(tuple, points)) for k, points in state["points"].items()}
+
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         logs = logs or {}
         for name, points in self.points.items():
             if name in logs:
                 points.append((logs.get("step", epoch + 1), logs[name]))
         figure = self.figure()
-        _write_whole(self.path, lambda path: figure.savefig(path, dpi=120))
+        write_whole(self.path, lambda path: figure.savefig(path, dpi=120))
 
     def figure(self) -> Figure:
         """The plot of what was logged so far."""
@@ -185,9 +171,3 @@ class LossPlot(keras.callbacks.Callback):
         axes.grid(alpha=0.3)
         axes.legend()
         return figure
-
-
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    os.replace(temporary, path)

@@ -1,0 +1,61 @@
+"""What Ctrl-C and SIGTERM do to a training run."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+import keras
+
+Logs = dict[str, Any] | None
+
+
+class Stopped(Exception):  # noqa: N818, no error
+    """A signal ended the training."""
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(f"Stopped by {received.name}.")
+        self.received = received
+
+
+class StopOnSignal(keras.callbacks.Callback):
+    """Ends training after the step, or batch of a validation, at hand on Ctrl-C or SIGTERM.
+
+    What follows an epoch does not take place: `fit` raises `Stopped`. Raising it in the midst of
+    a step could cut short whatever is being written; a second signal does so. The process's own
+    handlers are in force until the first step has ended, as a compilation takes its time and
+    there is nothing to save yet, and again when training ends, for which `release` is to be
+    called where an exception ends it. `Checkpoints` saves what is stopped if it comes
+    before and has `due=lambda: stop.received`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        if not self._before:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        self._stop_if_received()
+
+    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+        self._stop_if_received()
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives signals back to the handlers that were there before."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _stop_if_received(self) -> None:
+        if self.received:
+            self.release()
+            raise Stopped(self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)

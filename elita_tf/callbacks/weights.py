@@ -1,0 +1,58 @@
+"""The weights that a training run is for."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from elita_tf.callbacks.checkpoint_files import write_whole
+
+Logs = dict[str, Any] | None
+
+
+class KeepWeights(keras.callbacks.Callback):
+    """Writes `last.weights.h5`, and `best.weights.h5` when the validation loss is lowest.
+
+    Both are written whole or not at all, after every epoch and, where there are none yet, at the
+    start, so that a run that is killed leaves weights that load.
+
+    Args:
+        folder: where to write.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__()
+        self.last = Path(folder) / "last.weights.h5"
+        self.best = Path(folder) / "best.weights.h5"
+        self.best_loss = float("inf")
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on."""
+        return {"best_loss": self.best_loss}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+        self.best_loss = state["best_loss"] if self.best.is_file() else float("inf")
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        if not self.best_so_far.is_file():
+            self.save_last()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        self.save_last()
+        loss = (logs or {}).get("val_loss", float("inf"))
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self._save(self.best)
+
+    @property
+    def best_so_far(self) -> Path:
+        """The best weights, or the last ones as long as no validation gave a finite loss."""
+        return self.best if self.best.is_file() else self.last
+
+    def save_last(self) -> None:
+        """Writes the weights as they are now."""
+        self._save(self.last)
+
+    def _save(self, path: Path) -> None:
+        write_whole(path, self.model.save_weights)

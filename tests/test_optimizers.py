@@ -1,0 +1,85 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW
+
+OPTIMIZERS = pytest.mark.parametrize(
+    ("ours", "theirs", "arguments"),
+    [
+        (MonitoredAdam, keras.optimizers.Adam, {"global_clipnorm": 0.5}),
+        (MonitoredAdamW, keras.optimizers.AdamW, {"weight_decay": 0.25}),
+    ],
+)
+
+
+def make_model(optimizer, **kwargs):
+    # Untied, so that TensorFlow's gradient of the embedding is sparse.
+    inputs = keras.Input((4,), dtype="int32")
+    embedded = keras.layers.Embedding(5, 3, embeddings_initializer="ones")(inputs)
+    factor = keras.Input((4, 1))
+    outputs = ops.sum(embedded * factor, axis=-1)
+    model = keras.Model([inputs, factor], outputs)
+    model.compile(optimizer, "mse", **kwargs)
+    return model
+
+
+IDS = np.array([[1, 1, 2, 4]])
+
+
+def step(model, factor):
+    model.train_on_batch([IDS, np.full((1, 4, 1), factor, "float32")], np.zeros((1, 4)))
+    return [ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_it_is_the_optimizer_and_knows_the_norm(ours, theirs, arguments, jit_compile):
+    optimizer = ours(0.125, skip_nonfinite=True, **arguments)
+    models = [
+        make_model(o, jit_compile=jit_compile) for o in (optimizer, theirs(0.125, **arguments))
+    ]
+    for factor in (1.0, 2.0):
+        before = models[0].get_weights()[0]
+        received, expected = (step(model, factor) for model in models)
+        np.testing.assert_array_equal(received[0], expected[0])
+        assert len(received) == len(expected) + 1
+        outputs = before[IDS[0]].sum(axis=-1) * factor
+        gradient = np.zeros((5, 3))
+        np.add.at(gradient, IDS[0], (2 / 4 * outputs * factor)[:, None] * np.ones(3))
+        norm = float(ops.convert_to_numpy(optimizer.gradient_norm))
+        assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_a_skipped_step_changes_nothing(ours, theirs, arguments, jit_compile):
+    optimizer = ours(0.125, skip_nonfinite=True, **arguments)
+    model = make_model(optimizer, jit_compile=jit_compile)
+    *before, _ = step(model, 1.0)
+    for factor in (np.nan, 1e30):
+        *after, norm = step(model, factor)
+        assert not np.isfinite(norm)
+        for value_before, value_after in zip(before, after, strict=True):
+            np.testing.assert_array_equal(value_before, value_after)
+    *moved, norm = step(model, 1.0)
+    assert np.isfinite(norm) and not np.array_equal(moved[0], before[0])
+
+
+def test_without_skipping_the_step_is_taken():
+    model = make_model(MonitoredAdam(0.125))
+    *weights, norm = step(model, np.nan)
+    assert not np.isfinite(norm) and not np.isfinite(weights[0]).all()
+
+
+@OPTIMIZERS
+def test_it_is_saved(ours, theirs, arguments, tmp_path):
+    model = make_model(ours(0.125, skip_nonfinite=True, **arguments))
+    expected = step(model, 1.0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is ours and loaded.optimizer.skip_nonfinite is True
+    received = [ops.convert_to_numpy(v) for v in (*loaded.variables, *loaded.optimizer.variables)]
+    for ours_now, ours_before in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(ours_now, ours_before)
