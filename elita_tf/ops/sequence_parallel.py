@@ -15,8 +15,9 @@ import keras
 from keras import ops
 
 from elita_tf.ops.attention2 import Attention2State, attention2, attention2_empty_state
-from elita_tf.ops.chunking import decayed_sums, state_dtype
+from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.gated_linear_attention import gated_linear_attention
+from elita_tf.ops.running import running_sums
 
 
 def attention2_sequence_parallel(
@@ -110,9 +111,12 @@ def gated_linear_attention_sequence_parallel(
     def piece(inputs: Any, initial: Any, exchange: Callable, index: Any) -> Any:
         _, added = gated_linear_attention(*inputs, **settings)
         log_decay = ops.sum(ops.cast(inputs[3], dtype), axis=1)
-        log_decays, increments = exchange((log_decay, added))
-        starts, final = decayed_sums(ops.exp(log_decays)[..., None], increments, initial)
-        start = ops.take(starts, index, axis=0)
+        decays, increments = (
+            ops.moveaxis(x, 0, 1) for x in exchange((ops.exp(log_decay)[..., None], added))
+        )
+        (ends,), (final,) = running_sums(decays, [increments], [initial])
+        starts = ops.concatenate([initial[:, None], ends], axis=1)
+        start = ops.take(starts, index, axis=1)
         return gated_linear_attention(*inputs, start, **settings)[0], final
 
     return _over_pieces(piece, (query, key, value, log_decay), initial_state, mesh, axis_name)
