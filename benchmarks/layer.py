@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from elita_tf import layers
 
 WIDTH, HEADS = 256, 8
-LENGTHS = (256, 1_024, 4_096, 16_384, 65_536)
+LENGTHS = (256, 1_024, 4_096, 16_384, 65_536, 131_072)
 SHORT_LENGTHS = (256, 2_048)
 LONGEST_SOFTMAX = 4_096
 PARITY_LENGTH = 128
