@@ -100,6 +100,12 @@ class ElitaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
 
     def _tokenize_text(self, text: Any) -> list[int]:
         text = text.decode() if isinstance(text, bytes) else str(text)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"A text is no Unicode: {error}. Read it with its encoding."
+            ) from error
         first, *rest = super().tokenize(text.split(self._separator))
         return first + [token for ids in rest for token in self._separator_ids + ids]
 

@@ -49,7 +49,7 @@ def streams(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[int]]:
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-@budget(4, 60)
+@budget(4, 40)
 @given(stream=streams())
 def test_any_pieces_under_any_mask_are_the_real_positions_alone(name: str, stream: tuple) -> None:
     inputs, mask, lengths = stream
@@ -76,7 +76,7 @@ def test_any_pieces_under_any_mask_are_the_real_positions_alone(name: str, strea
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-@budget(4, 60)
+@budget(4, 40)
 @given(stream=streams())
 def test_float32_is_float64_rounded(name: str, stream: tuple) -> None:
     inputs, mask, _ = stream

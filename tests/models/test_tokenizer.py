@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from elita_tf.data import GPT2Tokenizer
 from elita_tf.models import ElitaGPT2Tokenizer
+from tests.helpers import budget
 
 TEXTS = [
     "3 and 4 make 7.\nSo they do: 12!\n",
@@ -57,8 +58,8 @@ def test_a_graph_made_after_the_seed_was_set(tokenizers: dict) -> None:
     assert next(iter(dataset)).to_list() == layer(TEXTS)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\x00")))
+@settings(budget(60, 2000), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(alphabet=st.characters(codec="utf-8")))
 def test_lossless_on_any_text(tokenizers: dict, text: str) -> None:
     _, layer = tokenizers["lossless"]
     assert layer.detokenize(layer([text])) == [text]
@@ -104,3 +105,11 @@ def test_gpt2_shows_cut_characters_and_loses_no_byte_of_whole_ones(in_graph: boo
     # Ids 1 to 3 are the bytes of U+65E5.
     assert texts([[0, 1, 2, 3], [0, 1], [1, 2, 0]]) == ["a\u65e5", "a\ufffd", "\ufffda"]
     assert layer.detokenize([0, 1, 2, 3]) == "a\u65e5"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb"])
+def test_half_a_character_is_no_text(tokenizers: dict, text: str) -> None:
+    for _, layer in tokenizers.values():
+        for inputs in (text, [text], ["fine", text]):
+            with pytest.raises(ValueError, match="surrogates not allowed"):
+                layer(inputs)

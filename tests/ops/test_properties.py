@@ -71,7 +71,7 @@ def attention2_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], int]:
 
 
 @pytest.mark.parametrize("form", ["attention2", "attention2_recurrent"])
-@budget(12, 500)
+@budget(12, 300)
 @given(call=attention2_calls())
 def test_attention2_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -> None:
     dtype, inputs, split = call
@@ -89,7 +89,7 @@ def test_attention2_is_its_definition_whole_and_in_two_pieces(form: str, call: t
     assert_close([np.concatenate(pieces, axis=1), *final], [expected, *state], bound)
 
 
-@budget(5, 150)
+@budget(5, 100)
 @given(call=attention2_calls(), seed=SEED)
 def test_gradients_of_attention2(call: tuple, seed: int) -> None:
     _, inputs, _ = call
@@ -130,7 +130,7 @@ def gla_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], dict[str, Any], i
 
 
 @pytest.mark.parametrize("form", ["gated_linear_attention", "gated_linear_attention_recurrent"])
-@budget(12, 500)
+@budget(12, 300)
 @given(call=gla_calls())
 def test_gla_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -> None:
     dtype, inputs, keywords, split = call
@@ -150,7 +150,7 @@ def test_gla_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -
     assert_close([np.concatenate(pieces, axis=1), state], expected, bound)
 
 
-@budget(5, 150)
+@budget(5, 100)
 @given(call=gla_calls(), seed=SEED)
 def test_gradients_of_gla(call: tuple, seed: int) -> None:
     _, inputs, keywords, _ = call
@@ -164,7 +164,7 @@ def test_gradients_of_gla(call: tuple, seed: int) -> None:
 LEADING = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 
 
-@budget(12, 400)
+@budget(12, 300)
 @given(leading=LEADING, sizes=st.tuples(SIZE, SIZE, SIZE), seed=SEED, dtype=DTYPE)
 def test_feed_forward2_on_any_leading_axes(
     leading: tuple, sizes: tuple, seed: int, dtype: str
@@ -177,7 +177,7 @@ def test_feed_forward2_on_any_leading_axes(
     assert_close([outputs], [oracles.feed_forward2(*arrays)], bound_of(dtype))
 
 
-@budget(12, 400)
+@budget(12, 300)
 @given(
     leading=LEADING,
     sizes=st.tuples(st.integers(1, 6), SIZE),

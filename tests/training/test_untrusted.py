@@ -9,6 +9,7 @@ from assembly import build_model, load_run
 from recipe import load_recipe
 
 from elita_tf.data import Split, make_tokenizer
+from tests.hostile import Payload
 
 FILES = pytest.mark.parametrize(
     "name", ["recipe.toml", "tokenizer/sentencepiece.model", "last.weights.h5"]
@@ -36,14 +37,6 @@ def run(made, tmp_path):
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(path.read_bytes())
     return tmp_path
-
-
-class Payload:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
 
 
 def test_the_folder_loads_as_it_is(run):
