@@ -1,8 +1,18 @@
+import os
+import signal
+
 import keras
 import numpy as np
 import pytest
 
-from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog, figures
+from elita_tf.callbacks import (
+    KeepWeights,
+    LossPlot,
+    StopOnSignal,
+    Stopped,
+    TrainingLog,
+    figures,
+)
 
 
 class Clock:
@@ -113,3 +123,45 @@ def test_loss_plot_draws_both_curves_against_steps(model, tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["training (mean since the last point)", "validation", "entropy"]
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), plot.points["val_loss"])
+
+
+class Send(keras.callbacks.Callback):
+    """Sends SIGTERM to this process after a step."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Handlers(keras.callbacks.Callback):
+    """Whether SIGTERM is handled by the process, after steps and at the ends of validations."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.validations = [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.validations.append(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+
+
+def test_a_signal_is_taken_after_the_step_and_handlers_come_back(model):
+    before = signal.getsignal(signal.SIGTERM)
+    assert before is signal.SIG_DFL
+    stop, handlers = StopOnSignal(), Handlers()
+    fit(model, handlers, stop, epochs=2)
+    assert handlers.steps == [True] + 7 * [False]
+    assert all(handlers.validations)
+    assert signal.getsignal(signal.SIGTERM) is before
+    log, stop = TrainingLog(1, 100), StopOnSignal()
+    with pytest.raises(Stopped, match="Stopped by SIGTERM"):
+        fit(model, log, Send(after=6), stop)
+    assert (log.step, stop.received) == (6, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

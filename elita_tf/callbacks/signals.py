@@ -18,37 +18,49 @@ class Stopped(Exception):  # noqa: N818, no error
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Ends training after the step, or batch of a validation, at hand on Ctrl-C or SIGTERM.
+    """Ends training after the step at hand on Ctrl-C or SIGTERM: `fit` raises `Stopped`.
 
-    What follows an epoch does not take place: `fit` raises `Stopped`. Raising it in the midst of
-    a step could cut short whatever is being written; a second signal does so. The process's own
-    handlers are in force until the first step has ended, as a compilation takes its time and
-    there is nothing to save yet, and again when training ends, for which `release` is to be
-    called where an exception ends it. `Checkpoints` saves what is stopped if it comes
-    before and has `due=lambda: stop.received`.
+    Raising it in the midst of a step could cut short whatever is being written; a second signal
+    does so. `Checkpoints` saves what is stopped if it comes before and has
+    `due=lambda: stop.received`.
+
+    The process's own handlers are in force until the first step has ended, in validations and
+    after training: what compiles there takes its time, and there is nothing to save. Call
+    `release` where an exception ends the training.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._in_training = False
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        self._stop_if_received()
         if not self._before:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._receive)
-        self._stop_if_received()
+            self._take()
 
-    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+    def on_test_begin(self, logs: Logs = None) -> None:
         self._stop_if_received()
+        self._in_training = bool(self._before)
+        self.release()
+
+    def on_test_end(self, logs: Logs = None) -> None:
+        if self._in_training:
+            self._take()
 
     def on_train_end(self, logs: Logs = None) -> None:
+        self._stop_if_received()
         self.release()
 
     def release(self) -> None:
         """Gives signals back to the handlers that were there before."""
         while self._before:
             signal.signal(*self._before.popitem())
+
+    def _take(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
 
     def _stop_if_received(self) -> None:
         if self.received:
