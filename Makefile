@@ -5,6 +5,8 @@ ARGS ?=
 PYTHON ?=
 
 BENCHMARKS := op layer train decode memory
+LONG_TESTS := tests/ops/test_properties.py tests/layers/test_properties.py tests/data tests/models/test_tokenizer.py \
+	tests/training/test_recipe_fuzz.py tests/training/test_resume.py
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -12,11 +14,12 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train test bench notebooks lint clean
+.PHONY: help train test soak bench notebooks lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
+	@echo "make soak  [ARGS=...]                      the long forms of the tests of kills, faults and inputs, then 45 minutes in one process"
 	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
 	@echo "make notebooks                             make the notebooks in colab from the scripts beside them"
 	@echo "make lint                                  check style and formatting with ruff"
@@ -28,6 +31,10 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+soak: $(INSTALLED)
+	$(VENV_PYTHON) -m pytest --soak $(LONG_TESTS)
+	$(VENV_PYTHON) tests/soak.py $(ARGS)
 
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do $(VENV_PYTHON) benchmarks/$$name.py --short $(ARGS) || exit 1; done

@@ -86,9 +86,8 @@ def test_a_line_longer_than_the_limit_is_left_out_of_learning_and_encoded(
         make_tokenizer("sentencepiece", split_of(tmp_path, line), vocabulary_size=300)
 
 
-def test_a_line_of_fifty_megabytes(request, tmp_path):
-    if not request.config.getoption("soak"):
-        pytest.skip("takes a minute and 2 GB: pytest --soak")
+@pytest.mark.soak  # a minute and 2 GB
+def test_a_line_of_fifty_megabytes(tmp_path):
     words = np.random.default_rng(0).choice(TEXT.split(), 13_000_000)
     line = b" ".join(words.tolist())[: 50 << 20]
     assert len(line) > 40e6 and b"\n" not in line

@@ -1,6 +1,6 @@
 """Runs killed in child processes end as if nothing had happened.
 
-The long form: python -m pytest -m soak -s tests/training/test_resume.py
+The long form: python -m pytest --soak -s tests/training/test_resume.py
 """
 
 import csv
