@@ -8,15 +8,19 @@ BENCHMARKS := op layer train decode memory
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+INSTALLED_JAX := $(VENV)/.installed-jax
+# The rest does not depend on the Keras backend, or is TensorFlow's: data, exports, benchmarks.
+TESTS_OF_BACKENDS := tests/ops tests/layers tests/conformance tests/models tests/training/test_backends.py
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train test bench lint clean
+.PHONY: help train test test-jax bench lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
+	@echo "make test-jax [ARGS=...]                   run those of the Keras backend's work on JAX"
 	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
 	@echo "make lint                                  check style and formatting with ruff"
 	@echo "make clean                                 remove $(VENV) and the build and test leftovers (runs/ stays)"
@@ -27,6 +31,9 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+test-jax: $(INSTALLED_JAX)
+	KERAS_BACKEND=jax $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(TESTS_OF_BACKENDS) $(ARGS)
 
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do $(VENV_PYTHON) benchmarks/$$name.py --short $(ARGS) || exit 1; done
@@ -52,6 +59,10 @@ $(INSTALLED): pyproject.toml setup.py
 	fi
 	@echo "Installing elita_tf and its dependencies into $(VENV); this takes minutes the first time."
 	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+$(INSTALLED_JAX): $(INSTALLED)
+	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --editable ".[test,jax]"
 	@touch $@
 
 clean:
