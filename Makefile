@@ -10,15 +10,19 @@ LONG_TESTS := tests/ops/test_properties.py tests/layers/test_properties.py tests
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+INSTALLED_JAX := $(VENV)/.installed-jax
+# The rest does not depend on the Keras backend, or is TensorFlow's: data, exports, benchmarks.
+TESTS_OF_BACKENDS := tests/ops tests/layers tests/conformance tests/models tests/training/test_backends.py
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train test soak bench notebooks lint clean
+.PHONY: help train test test-jax soak bench notebooks lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
+	@echo "make test-jax [ARGS=...]                   run those of the Keras backend's work on JAX"
 	@echo "make soak  [ARGS=...]                      the long forms of the tests of kills, faults and inputs, then 45 minutes in one process"
 	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
 	@echo "make notebooks                             make the notebooks in colab from the scripts beside them"
@@ -31,6 +35,9 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+test-jax: $(INSTALLED_JAX)
+	KERAS_BACKEND=jax $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(TESTS_OF_BACKENDS) $(ARGS)
 
 soak: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --soak $(LONG_TESTS)
@@ -63,6 +70,10 @@ $(INSTALLED): pyproject.toml setup.py
 	fi
 	@echo "Installing elita_tf and its dependencies into $(VENV); this takes minutes the first time."
 	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --editable ".[test]"
+	@touch $@
+
+$(INSTALLED_JAX): $(INSTALLED)
+	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --editable ".[test,jax]"
 	@touch $@
 
 clean:

@@ -3,10 +3,15 @@
 import os
 
 import hypothesis
+import numpy as np
 import pytest
 
-# Without it the JAX backend silently computes float64 tests in float32; JAX reads it at import.
+# JAX reads these at import. Without the first it silently computes float64 tests in float32.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+# A GPU or TPU would multiply float32 matrices in TF32 or bfloat16.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+# Tiny arrays, many programs: most of the time goes into optimizing what runs once.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # A first example may compile for seconds, and a run must be repeatable.
 hypothesis.settings.register_profile("elita_tf", deadline=None, derandomize=True, database=None)
@@ -21,6 +26,11 @@ if os.environ.get("KERAS_BACKEND") == "jax":
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="the long forms too; see `make soak`")
+    parser.addoption(
+        "--max-cases",
+        type=int,
+        help="of a parametrized test run so many cases at most, evenly spread (default: all)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +38,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = items
     if not config.getoption("soak"):
-        long = [item for item in items if item.get_closest_marker("soak")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+        kept = [item for item in kept if not item.get_closest_marker("soak")]
+    if config.getoption("max_cases") is not None:
+        kept = spread(kept, config.getoption("max_cases"))
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = kept
+
+
+def spread(items: list[pytest.Item], limit: int) -> list[pytest.Item]:
+    """At most so many cases of every parametrized test."""
+    cases: dict[tuple, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault((item.parent, getattr(item, "originalname", item.name)), []).append(item)
+    kept = set()
+    for each in cases.values():
+        count = min(limit, len(each))
+        kept.update(each[i] for i in np.linspace(0, len(each) - 1, count).round().astype(int))
+    return [item for item in items if item in kept]

@@ -16,6 +16,8 @@ BATCH, TIME, HEADS, HIDDEN, KEY_DIM, VALUE_DIM, CHUNK = 2, 13, 3, 10, 5, 7, 4
 BACKEND = keras.backend.backend()
 # A float64 layer. On JAX, Keras computes sin, tanh and means of float64 tensors in float32.
 LAYER_BOUND = 1e-10 if BACKEND == "tensorflow" else 1e-6
+# `jit_compile` of few steps: outside XLA, JAX would run operation by operation.
+QUICKEST = BACKEND == "jax"
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="needs TensorFlow's graphs")
 
 
@@ -98,13 +100,23 @@ def vjp(
     function: Callable,
     arguments: Sequence,
     cotangents: Sequence[np.ndarray],
-    transform: Callable[[Callable], Callable] = lambda flat_function: flat_function,
+    transform: Callable[[Callable], Callable] | None = None,
 ) -> Vjp:
-    """Outputs and gradients of `function(*arguments)`; `transform` may compile the pair."""
+    """Outputs and gradients of `function(*arguments)`; `transform` may compile the pair.
+
+    By default TensorFlow runs it eagerly, and JAX, which would compile every operation of its own,
+    compiles it once.
+    """
+    transform = transform or (xla if BACKEND == "jax" else eager)
     flat = [keras.ops.convert_to_tensor(leaf) for leaf in keras.tree.flatten(arguments)]
     cotangents = [keras.ops.convert_to_tensor(cotangent) for cotangent in cotangents]
     outputs, gradients = transform(differentiated(function, arguments))(flat, cotangents)
     return Vjp(leaves(outputs), leaves(gradients))
+
+
+def eager(function: Callable) -> Callable:
+    """The function as it is."""
+    return function
 
 
 def xla(function: Callable) -> Callable:

@@ -132,7 +132,7 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
             jit_compile: "auto" trains with XLA wherever there is one device, on a CPU too, where
                 Keras' own "auto" does not, and leaves generation, which gains nothing there, to
                 that. Pass False for a few steps only, or for batches of ever new shapes: the first
-                step of a shape takes longer.
+                step of a shape takes longer. (On JAX, False runs operation by operation.)
             **kwargs: of `keras_hub.models.CausalLM.compile`, `sampler` among them.
         """
         if optimizer == "auto":

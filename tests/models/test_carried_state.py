@@ -28,7 +28,7 @@ def stream() -> np.ndarray:
 @ARCHITECTURES
 def test_the_second_batch_goes_on_where_the_first_ended(name: str) -> None:
     model, ids = make_model(name), stream()
-    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=helpers.QUICKEST)
     losses = []
     for start in (0, TIME):
         x, y = ids[:, start : start + TIME], ids[:, start + 1 : start + TIME + 1]
@@ -46,10 +46,10 @@ def test_no_gradient_goes_into_the_batch_before(name: str) -> None:
     model, ids = make_model(name), stream()
     twin = make_model(name, carried=None)
     x, y = {"token_ids": ids[:, TIME:-1]}, ids[:, TIME + 1 :]
-    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=helpers.QUICKEST)
     model.train_on_batch({"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1])
     constant = {k: helpers.leaves(v)[0] for k, v in model.carried_state.read().items()}
-    model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.1), jit_compile=helpers.QUICKEST)
     model.train_on_batch(x, y)
 
     def loss(*weights: np.ndarray) -> float:
@@ -70,7 +70,7 @@ def test_no_gradient_goes_into_the_batch_before(name: str) -> None:
 def test_validation_starts_anew() -> None:
     model, ids = make_model("gla"), stream()
     x, y = {"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]
-    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=helpers.QUICKEST)
     first = model.evaluate(x, y, verbose=0)
     model.fit(x, y, verbose=0)
     assert model.evaluate(x, y, verbose=0) == pytest.approx(first, abs=1e-6)

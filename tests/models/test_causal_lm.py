@@ -68,7 +68,7 @@ def test_one_step_trains_as_with_the_logits(tie_embeddings: bool) -> None:
 
 def test_overfits_one_batch() -> None:
     model = small_model("hybrid")
-    model.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+    model.compile(keras.optimizers.Adam(1e-2), jit_compile=helpers.QUICKEST)
     x, y, _ = windows()
     first = model.evaluate(x, y, verbose=0)
     repeated = {"token_ids": np.tile(x["token_ids"], (250, 1))}
@@ -152,7 +152,7 @@ def test_rematerialised_training_is_the_same(name: str) -> None:
         keras.utils.set_random_seed(5)
         model = randomized(small_model(name, dropout=0.3), scale=0.2)
         model.rematerialize = rematerialize
-        model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=helpers.QUICKEST)
         model.fit(x, y, sample_weight=weights, verbose=0)
         after.append(model.get_weights())
     for kept, computed_again in zip(*after, strict=True):

@@ -138,7 +138,7 @@ def test_lengths_of_a_bucket_share_a_compilation(monkeypatch: pytest.MonkeyPatch
 
 def test_generate_sees_the_weights_of_a_later_fit() -> None:
     model = make_model("elita", num_layers=1)
-    model.compile(keras.optimizers.SGD(5.0), jit_compile=False, sampler="greedy")
+    model.compile(keras.optimizers.SGD(5.0), jit_compile=helpers.QUICKEST, sampler="greedy")
     inputs = prompts((3, 6))
     before = model.generate(inputs, stop_token_ids=None)["token_ids"]
     windows = prompts((LENGTH, LENGTH))

@@ -15,6 +15,7 @@ from elita_tf.models import (
     ElitaTokenizer,
     architectures,
 )
+from tests import helpers
 from tests.helpers import randomized
 
 TEXTS = ["3 and 4 make 7.", "So they do: 12!", "5 and 8 make 13.", "0 and 1 make 1."]
@@ -33,7 +34,7 @@ def make_model(tokenizers: dict, kind: str = "lossless", **kwargs: Any) -> Elita
 @KINDS
 def test_learns_strings_and_says_them(tokenizers: dict, kind: str, tmp_path: Path) -> None:
     model = make_model(tokenizers, kind)
-    model.compile(keras.optimizers.Adam(2e-2), jit_compile=False, sampler="greedy")
+    model.compile(keras.optimizers.Adam(2e-2), jit_compile=helpers.QUICKEST, sampler="greedy")
     model.fit(TEXTS * 150, batch_size=4, verbose=0)
     assert model.evaluate(TEXTS, batch_size=4, verbose=0) < 0.3
     prompts = [text[:7] for text in TEXTS]
@@ -130,7 +131,7 @@ def test_lora_trains_its_factors_only(tokenizers: dict) -> None:
     model.backbone.enable_lora(2)
     names = sorted(variable.name for variable in model.trainable_variables)
     assert names == ["lora_kernel_a", "lora_kernel_b"]
-    model.compile(keras.optimizers.Adam(1e-1), jit_compile=False)
+    model.compile(keras.optimizers.Adam(1e-1), jit_compile=helpers.QUICKEST)
     model.fit(TEXTS, batch_size=4, verbose=0)
     assert np.abs(np.array(model({"token_ids": np.ones((1, 5), "int32")})) - before).max() > 1e-4
 

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import helpers
+
 # The scripts are run from their folder, which Python puts on the path.
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 
@@ -20,7 +22,7 @@ steps = 5
 validation_interval = 2
 validation_batches = 2
 schedule = "capped_inverse_sqrt"
-jit_compile = false
+jit_compile = {jit_compile}
 learning_rate = 1e-2
 """
 
@@ -40,7 +42,7 @@ def tiny_recipe(tmp_path_factory):
     text = folder / "text.txt"
     text.write_text("".join(f"{i} plus {j} is {i + j}.\n" for i in range(30) for j in range(30)))
     recipe = folder / "tiny.toml"
-    recipe.write_text(TINY.format(corpus=f"text:{text}"))
+    recipe.write_text(TINY.format(corpus=f"text:{text}", jit_compile=str(helpers.QUICKEST).lower()))
     return recipe
 
 
