@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import run_folder
 from assembly import Parts, describe_batch
@@ -18,17 +18,25 @@ from elita_tf import callbacks
 from elita_tf.data import unigram_entropy
 
 
-def train(
+class Watch(NamedTuple):
+    """The callbacks of a run."""
+
+    log: callbacks.TrainingLog
+    health: callbacks.Health
+    weights: callbacks.KeepWeights
+    checkpoints: callbacks.Checkpoints
+    stop: callbacks.StopOnSignal
+    all: list[Any]
+
+
+def watch(
     run_dir: Path, recipe: Recipe, parts: Parts, checkpoint: callbacks.Checkpoint | None
-) -> dict[str, Any]:
-    """Trains, or goes on from a checkpoint; returns the content of `summary.json`."""
-    model = parts.model
-    entropy = unigram_entropy(parts.valid_ids, parts.tokenizer.vocabulary_size)
-    run_folder.prepare(run_dir, recipe, parts.tokenizer, checkpoint)
+) -> Watch:
+    """What logs, judges, keeps and ends the run; a checkpoint holds the state of the first five."""
     log = callbacks.TrainingLog(recipe.batch_size * recipe.context_length, recipe.steps)
     health, weights = callbacks.Health(), callbacks.KeepWeights(run_dir)
     history = callbacks.MetricsFile(run_dir / "metrics.csv", resumed=checkpoint is not None)
-    reference = ("unigram entropy of the validation text", entropy)
+    reference = ("unigram entropy of the validation text", entropy_of(parts, parts.valid_ids))
     plot = callbacks.LossPlot(run_dir / "loss.png", f"{run_dir.name} ({recipe.corpus})", reference)
     kept, stop = [log, health, weights, history, plot], callbacks.StopOnSignal()
     checkpoints = callbacks.Checkpoints(
@@ -39,6 +47,21 @@ def train(
         resumed=checkpoint,
         due=lambda: stop.received,
     )
+    return Watch(log, health, weights, checkpoints, stop, [*kept, checkpoints, stop])
+
+
+def entropy_of(parts: Parts, token_ids: Any) -> float:
+    """What a model that knows how often each token comes would lose, in nats."""
+    return unigram_entropy(token_ids, parts.tokenizer.vocabulary_size)
+
+
+def train(
+    run_dir: Path, recipe: Recipe, parts: Parts, checkpoint: callbacks.Checkpoint | None
+) -> dict[str, Any]:
+    """Trains, or goes on from a checkpoint; returns the content of `summary.json`."""
+    run_folder.prepare(run_dir, recipe, parts.tokenizer, checkpoint)
+    model, watched = parts.model, watch(run_dir, recipe, parts, checkpoint)
+    log, weights, stop = watched.log, watched.weights, watched.stop
     # An epoch of Keras is the steps between two validations.
     epoch_steps = min(recipe.validation_interval, recipe.steps)
     figures: dict[str, Any] = {}
@@ -49,7 +72,7 @@ def train(
             steps_per_epoch=epoch_steps,
             initial_epoch=checkpoint.start_step // epoch_steps if checkpoint else 0,
             epochs=math.ceil(recipe.steps / epoch_steps),
-            callbacks=[*kept, checkpoints, stop],
+            callbacks=watched.all,
             shuffle=False,
         )
         model.load_weights(weights.best_so_far)
@@ -60,7 +83,7 @@ def train(
         weights.save_last()
     except FloatingPointError as error:
         batch = describe_batch(recipe, parts.train_ids, log.step - 1)
-        good = callbacks.newest_checkpoint(checkpoints.folder)
+        good = callbacks.newest_checkpoint(watched.checkpoints.folder)
         print(f"{error} Its batch: {batch}. Last good checkpoint: {good and good.path}.")
         print("--force goes on from there, with --set on_nonfinite=skip or a lower learning_rate.")
     finally:
@@ -69,12 +92,10 @@ def train(
         "finished": bool(figures),
         "stopped_by": stop.received and stop.received.name,
         "steps": log.step,
-        "skipped_steps": health.skipped_steps,
-        "validation_loss": figures.get("loss"),
-        "validation_perplexity": figures.get("perplexity"),
-        "validation_bits_per_byte": figures.get("bits_per_byte"),
-        "validation_unigram_entropy": entropy,
-        "train_unigram_entropy": unigram_entropy(parts.train_ids, parts.tokenizer.vocabulary_size),
+        "skipped_steps": watched.health.skipped_steps,
+        **{f"validation_{k}": figures.get(k) for k in ("loss", "perplexity", "bits_per_byte")},
+        "validation_unigram_entropy": entropy_of(parts, parts.valid_ids),
+        "train_unigram_entropy": entropy_of(parts, parts.train_ids),
         "parameters": model.count_params(),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": run_folder.peak_memory_bytes(),
