@@ -163,3 +163,14 @@ def test_documents_are_packed_for_training_and_validation(tiny_recipe, carry_sta
     sums, counts = losses_by_position(parts.model, ids, *sizes, documents=documents)
     assert counts.sum() == np.prod(sizes) - documents[-1]
     assert sums.sum() / counts.sum() == pytest.approx(history["val_loss"][0], rel=1e-5)
+
+
+def test_a_stream_of_documents_is_one_long_window(tiny_recipe):
+    parts = assemble(load_recipe(str(tiny_recipe), ["documents=line"]), None)
+    ids, documents = parts.valid_ids[:66], parts.valid_documents[:66]
+    (whole, count), (carried, carried_count) = (
+        map(np.sum, losses_by_position(parts.model, ids, *arguments, documents))
+        for arguments in ((65, 1, False), (13, 1, True))
+    )
+    assert count == carried_count == 65 - documents[-1]
+    assert carried == pytest.approx(whole, rel=1e-5)
