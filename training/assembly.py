@@ -1,6 +1,7 @@
 """From a recipe to its data, its model and its optimizer."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,15 @@ from recipe import Recipe, load_recipe
 from elita_tf.callbacks import KeepWeights
 from elita_tf.data import (
     Corpus,
+    Split,
     Tokenizer,
+    document_ids,
     encode_split,
     evaluation_windows,
     load_corpus,
     make_tokenizer,
     num_training_windows,
+    pack_windows,
     stream_windows,
     training_window_indices,
     training_windows,
@@ -46,6 +50,7 @@ class Parts(NamedTuple):
     training: tf.data.Dataset
     validation: tf.data.Dataset
     model: ElitaCausalLM
+    valid_documents: np.ndarray | None
 
 
 def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> Parts:
@@ -65,19 +70,41 @@ def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> Part
         folder=recipe.tokenizer_folder or None,
     )
     train_ids, valid_ids = (encode_split(tokenizer, corpus[split]) for split in ("train", "valid"))
+    train_documents, valid_documents = (
+        find_documents(recipe, tokenizer, corpus[split]) for split in ("train", "valid")
+    )
     sizes = {"context_length": recipe.context_length, "batch_size": recipe.batch_size}
     if recipe.carry_state:
-        training = stream_windows(train_ids, **sizes, start_step=start_step)
+        windows = partial(stream_windows, **sizes, start_step=start_step)
     else:
-        training = training_windows(train_ids, **sizes, seed=recipe.seed, start_step=start_step)
-    validation = validation_windows(recipe, valid_ids)
+        windows = partial(training_windows, **sizes, seed=recipe.seed, start_step=start_step)
+    training = packed(windows, train_ids, train_documents)
+    validation = validation_windows(recipe, valid_ids, valid_documents)
     model = build_model(recipe, tokenizer.vocabulary_size)
     if recipe.init_embeddings == "gpt2":
         load_gpt2_embeddings(model.backbone)
     elif recipe.init_embeddings:
         load_gpt2_embeddings(model.backbone, recipe.init_embeddings)
     model.compile(build_optimizer(recipe), jit_compile=recipe.jit_compile)
-    return Parts(corpus, tokenizer, train_ids, valid_ids, training, validation, model)
+    return Parts(
+        corpus, tokenizer, train_ids, valid_ids, training, validation, model, valid_documents
+    )
+
+
+def find_documents(recipe: Recipe, tokenizer: Tokenizer, split: Split) -> np.ndarray | None:
+    """The document of every id, or None where the recipe knows no documents."""
+    return document_ids(tokenizer, split, recipe.documents) if recipe.documents else None
+
+
+def packed(
+    windows: Callable[[np.ndarray], tf.data.Dataset],
+    token_ids: np.ndarray,
+    documents: np.ndarray | None,
+) -> tf.data.Dataset:
+    """`windows` of the ids, told apart by their documents where there are any."""
+    if documents is None:
+        return windows(token_ids)
+    return pack_windows(windows(token_ids), windows(documents))
 
 
 def describe_batch(recipe: Recipe, train_ids: np.ndarray, step: int) -> str:
@@ -192,14 +219,15 @@ def build_schedule(recipe: Recipe) -> float | keras.optimizers.schedules.Learnin
     )
 
 
-def validation_windows(recipe: Recipe, token_ids: np.ndarray) -> tf.data.Dataset:
+def validation_windows(
+    recipe: Recipe, token_ids: np.ndarray, documents: np.ndarray | None = None
+) -> tf.data.Dataset:
     """The first `validation_batches` batches of evaluation windows that are full.
 
     Keras averages batches alike, so that a partly filled one would count too much; a split of
     less than one batch is that batch.
     """
-    windows = evaluation_windows(
-        token_ids, context_length=recipe.context_length, batch_size=recipe.batch_size
-    )
+    sizes = {"context_length": recipe.context_length, "batch_size": recipe.batch_size}
+    windows = packed(partial(evaluation_windows, **sizes), token_ids, documents)
     full = (len(token_ids) - 1) // (recipe.batch_size * recipe.context_length)
     return windows.take(min(recipe.validation_batches, max(full, 1)))

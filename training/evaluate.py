@@ -5,13 +5,14 @@ import json
 import logging
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import run_folder
-from assembly import compiled, load_trained
+from assembly import compiled, find_documents, load_trained, packed
 from recipe import load_recipe
 
 from elita_tf.callbacks import KeepWeights
@@ -36,26 +37,27 @@ def losses_by_position(
     context_length: int,
     batch_size: int,
     carry_state: bool = False,
+    documents: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum of the losses (nats) and number of labels at every position of a window, float64.
 
-    Every id but the first is a label once. With `carry_state`, a window starts from the state
-    that the one before left, in batches of one.
+    Every id but the first is a label once; with `documents`, the first of each is none. With
+    `carry_state`, a window starts from the state that the one before left, in batches of one.
     """
     batch_size = 1 if carry_state else batch_size
     state = model.backbone.get_initial_state(batch_size)
 
     def score(inputs: Any, labels: Any, state: Any) -> tuple[Any, Any]:
+        ids, segments = inputs["token_ids"], inputs.get("segment_ids")
         if carry_state:
-            return model.token_losses_with_state(inputs["token_ids"], labels, state)
-        return model.token_losses(inputs["token_ids"], labels), state
+            return model.token_losses_with_state(ids, labels, state, segments)
+        return model.token_losses(ids, labels, segment_ids=segments), state
 
     score = compiled(score)
     sums, counts = np.zeros(context_length), np.zeros(context_length)
     reported = time.monotonic()
-    for inputs, labels, weights in evaluation_windows(
-        token_ids, context_length=context_length, batch_size=batch_size
-    ):
+    windows = partial(evaluation_windows, context_length=context_length, batch_size=batch_size)
+    for inputs, labels, weights in packed(windows, token_ids, documents):
         losses, state = score(inputs, labels, state)
         losses = keras.ops.convert_to_numpy(losses)
         sums += np.sum(losses * weights.numpy(), axis=0, dtype=np.float64)
@@ -115,7 +117,10 @@ def evaluate_run(
     # As many tokens a batch as in training, so that the memory needed stays about the same.
     batch_size = max(1, recipe.batch_size * recipe.context_length // context_length)
     token_ids = encode_split(tokenizer, text)
-    losses = losses_by_position(model, token_ids, context_length, batch_size, carry_state)
+    documents = find_documents(recipe, tokenizer, text)
+    losses = losses_by_position(
+        model, token_ids, context_length, batch_size, carry_state, documents
+    )
     return {
         **report(text, *losses),
         "split": split,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from elita_tf.data import tokenizers
+from elita_tf.data.documents import DOCUMENTS
 from elita_tf.models import architectures
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -69,6 +70,8 @@ class Recipe:
     dropout: Amount = 0.0
     learned_positions: bool = False
     init_embeddings: str = ""  # "gpt2", or a KerasHub GPT-2 preset, local folder or hf:// handle
+    # What does not see one another: see elita_tf.data.document_ids; "" reads on from text to text.
+    documents: Annotated[str, OneOf(("", *DOCUMENTS))] = ""
     carry_state: bool = False  # rows go on where those of the batch before ended, and so the state
     rematerialize: bool = False  # less memory, more time: for long contexts and many layers
     seed: NotNegative = 0

@@ -76,8 +76,9 @@ def train(
             shuffle=False,
         )
         model.load_weights(weights.best_so_far)
-        losses = (parts.valid_ids, recipe.context_length, recipe.batch_size)
-        figures = report(parts.corpus["valid"], *losses_by_position(model, *losses))
+        sizes = (recipe.context_length, recipe.batch_size)
+        losses = losses_by_position(model, parts.valid_ids, *sizes, documents=parts.valid_documents)
+        figures = report(parts.corpus["valid"], *losses)
     except callbacks.Stopped as stopped:
         print(f"{stopped} The same command goes on after step {log.step}.")
         weights.save_last()

@@ -1,6 +1,7 @@
 """Text to batches: corpora, tokenizers, stored token ids, windows."""
 
 from elita_tf.data.corpora import SPLITS, Corpus, Split, load_corpus
+from elita_tf.data.documents import document_ids, pack_windows
 from elita_tf.data.gpt2 import GPT2Tokenizer
 from elita_tf.data.token_ids import encode_split, unigram_entropy
 from elita_tf.data.tokenizer_base import Tokenizer
@@ -26,12 +27,14 @@ __all__ = [
     "SentencePieceTokenizer",
     "Split",
     "Tokenizer",
+    "document_ids",
     "encode_split",
     "evaluation_windows",
     "load_corpus",
     "load_tokenizer",
     "make_tokenizer",
     "num_training_windows",
+    "pack_windows",
     "stream_windows",
     "train_sentencepiece",
     "training_batch",

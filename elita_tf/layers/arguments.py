@@ -5,7 +5,16 @@ from typing import Any
 
 from keras import ops
 
-from elita_tf.ops.arguments import require_counts, require_positive, require_shapes
+from elita_tf.layers.segments import LEAF
+from elita_tf.ops.arguments import (
+    require_counts,
+    require_positive,
+    require_segment_ids,
+    require_shapes,
+    segment_axes,
+)
+from elita_tf.ops.running import running_maximum
+from elita_tf.ops.segments import segment_starts
 
 
 def require_sizes(layer: str, **sizes: Any) -> None:
@@ -60,8 +69,11 @@ def require_batch_size(layer: Any, batch_size: Any) -> None:
 
 
 def require_state(layer: Any, state: Any, keys: set[str]) -> None:
-    """Raise a ValueError unless `state` is the flat dict that the layer's state is."""
-    received = set(state) if isinstance(state, dict) else type(state).__name__
+    """Raise a ValueError unless `state` is the flat dict that the layer's state is.
+
+    The leaf `segment_id` may be among its keys or not.
+    """
+    received = set(state) - {LEAF} if isinstance(state, dict) else type(state).__name__
     if received != keys:
         raise ValueError(
             f"The state of `{layer.name}` is a dict of {sorted(keys)}. Received: {received}. "
@@ -70,14 +82,20 @@ def require_state(layer: Any, state: Any, keys: set[str]) -> None:
 
 
 def require_call(
-    layer: Any, width: int, inputs: Any, mask: Any, state: Any, state_axes: dict[str, str]
+    layer: Any,
+    width: int,
+    inputs: Any,
+    mask: Any,
+    state: Any,
+    state_axes: dict[str, str],
+    segment_ids: Any = None,
 ) -> None:
-    """Raise a ValueError unless inputs, mask and state fit the layer and each other.
+    """Raise a ValueError unless inputs, mask, state and segments fit the layer and each other.
 
     Args:
         layer: for its name.
         width: of the inputs.
-        inputs, mask, state: as of `call_with_state`; mask and state may be None.
+        inputs, mask, state, segment_ids: as of `call_with_state`; all but inputs may be None.
         state_axes: of every leaf of the state.
     """
     tensors = {"inputs": (inputs, f"batch time {width}")}
@@ -85,23 +103,37 @@ def require_call(
         tensors["mask"] = mask, "batch time"
     if state is not None:
         require_state(layer, state, set(state_axes))
-        tensors |= {f"state {name}": (state[name], axes) for name, axes in state_axes.items()}
-    require_shapes(f"`{layer.name}`", **tensors)
+        axes_of = {**state_axes, LEAF: "batch"}
+        tensors |= {f"state {name}": (leaf, axes_of[name]) for name, leaf in state.items()}
+    require_shapes(f"`{layer.name}`", **tensors, **segment_axes(segment_ids))
+    require_segment_ids(f"`{layer.name}`", segment_ids)
 
 
-def positions_of(inputs: Any, offset: Any, mask: Any) -> tuple[Any, Any]:
+def positions_of(inputs: Any, offset: Any, mask: Any, segments: Any = None) -> tuple[Any, Any]:
     """The absolute position of each input, int32 (batch or 1, time), and the next one, (batch,).
 
     `offset` (batch,) counts the real positions before the inputs, or is None at the start of a
-    sequence; masked positions advance nothing.
+    sequence; masked positions advance nothing. Where the `number_segments` rise, it begins anew.
     """
     batch_size, time = ops.shape(inputs)[:2]
     start = ops.zeros((1,), "int32") if offset is None else ops.cast(offset, "int32")
+    if segments is not None:
+        return _positions_in_segments(start, mask, segments)
     if mask is None:
         positions = start[:, None] + ops.arange(time, dtype="int32")[None, :]
         return positions, ops.broadcast_to(start + time, (batch_size,))
     counts = ops.cumsum(ops.cast(mask, "int32"), axis=1)
     return start[:, None] + counts - 1, start + counts[:, -1]
+
+
+def _positions_in_segments(start: Any, mask: Any, segments: Any) -> tuple[Any, Any]:
+    real = ops.ones_like(segments) if mask is None else ops.cast(mask, "int32")
+    counts = ops.cumsum(real, axis=1)
+    # What was counted before the segment; the first one goes on from `start`.
+    before = ops.where(segment_starts(segments), counts - real, -1)
+    before = running_maximum(before, ops.full_like(before[:, 0], -1))
+    counts = counts - ops.where(before < 0, -start[:, None], before)
+    return counts - 1, counts[:, -1]
 
 
 def one_position(step: Callable, inputs: list[Any], state: Any) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from elita_tf.layers.arguments import (
     split_heads,
 )
 from elita_tf.layers.projection import projection
+from elita_tf.layers.segments import follow_segments, mask_of
 from elita_tf.ops import (
     Attention2State,
     attention2,
@@ -57,13 +58,15 @@ class Attention2(keras.layers.Layer):
         inputs: (batch, time, hidden).
         mask: optional boolean (batch, time). A masked position takes no part and advances no
             position; its own output is finite and otherwise unspecified.
+        segment_ids: optional integers (batch, time). Where they differ from the real position
+            before, a segment begins: it sees nothing earlier, and its positions count from 0.
 
     Returns:
         (batch, time, hidden).
 
     Raises:
         ValueError: a size below 1, a width that `num_heads` does not divide, or a shape of inputs,
-            mask or state that does not fit.
+            mask, segments or state that does not fit.
 
     Example:
 
@@ -136,16 +139,19 @@ class Attention2(keras.layers.Layer):
         # Not cast to the compute dtype: the phase of a far position needs all of float32.
         return self.add_weight(shape, self.logit_initializer.clone(), name=name, autocast=False)
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
-        return self._advance(inputs, None, mask)[0]
+    def call(self, inputs: Any, mask: Any = None, segment_ids: Any = None) -> Any:
+        return self._advance(inputs, None, mask_of(inputs, mask), segment_ids)[0]
 
     def call_with_state(
-        self, inputs: Any, state: dict[str, Any], mask: Any = None
+        self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
+        """Continue from `state`: (outputs, new state); what `call` does, in pieces.
+
+        With `segment_ids`, the new state also holds the last one as `segment_id`.
+        """
         require_built(self)
         require_state(self, state, set(self._state_axes))
-        return self._advance(inputs, state, mask)
+        return self._advance(inputs, state, mask, segment_ids)
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The empty state: max_logit, numerator, denominator and the int32 position."""
@@ -171,10 +177,11 @@ class Attention2(keras.layers.Layer):
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _advance(
-        self, inputs: Any, state: dict[str, Any] | None, mask: Any
+        self, inputs: Any, state: dict[str, Any] | None, mask: Any, segment_ids: Any
     ) -> tuple[Any, dict[str, Any]]:
-        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes)
-        positions, next_position = positions_of(inputs, state and state["position"], mask)
+        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes, segment_ids)
+        segments, state, kept = follow_segments(self, state, mask, segment_ids)
+        positions, next_position = positions_of(inputs, state and state["position"], mask, segments)
         key_position, query_position = self._position_logits(positions)
         logits = ops.cast(self.logit_projection(inputs), self._state_dtype)
         key_logits = logits[..., 0] + key_position
@@ -187,8 +194,9 @@ class Attention2(keras.layers.Layer):
         if state is not None and inputs.shape[1] == 1:
             outputs, final = one_position(attention2_step, terms, initial)
         else:
-            outputs, final = attention2(*terms, initial)
-        return self.output_projection(outputs), {**final._asdict(), "position": next_position}
+            outputs, final = attention2(*terms, initial, segment_ids=segments)
+        state = {**final._asdict(), "position": next_position, **kept}
+        return self.output_projection(outputs), state
 
     def _position_logits(self, positions: Any) -> tuple[Any, Any]:
         """p_1 . c and p_2 . c, each (batch or 1, time, heads), for int32 (batch or 1, time)."""

@@ -15,11 +15,15 @@ from elita_tf.layers.arguments import (
     split_heads,
 )
 from elita_tf.layers.projection import projection
+from elita_tf.layers.segments import follow_segments, mask_of, number_segments
 from elita_tf.ops.arguments import require_positive
 from elita_tf.ops.chunking import state_dtype
 
 # The base of the rotary wavelengths in RoFormer, as in most decoders since.
 _ROTARY_BASE = 10_000.0
+
+# Positions and, if there are any, segments: both (batch or 1, time).
+Places = tuple[Any, Any]
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -42,13 +46,15 @@ class CausalSelfAttention(keras.layers.Layer):
         inputs: (batch, time, hidden).
         mask: optional boolean (batch, time). A masked position takes no part and advances no
             position; its own output is finite and otherwise unspecified.
+        segment_ids: optional integers (batch, time). Where they differ from the real position
+            before, a segment begins: it sees nothing earlier, and its positions count from 0.
 
     Returns:
         (batch, time, hidden).
 
     Raises:
         ValueError: a size below 1, a width that `num_heads` does not divide, an odd head, or a
-            shape of inputs, mask or state that does not fit.
+            shape of inputs, mask, segments or state that does not fit.
 
     Example:
 
@@ -96,18 +102,26 @@ class CausalSelfAttention(keras.layers.Layer):
             layer.build(input_shape)
         self.output_projection.build((*input_shape[:-1], self.num_heads, head_dim))
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
-        query, key, value, positions, _ = self._project(inputs, None, mask)
+    def call(self, inputs: Any, mask: Any = None, segment_ids: Any = None) -> Any:
+        mask = mask_of(inputs, mask)
+        require_call(self, self._hidden_dim, inputs, mask, None, {}, segment_ids)
+        segments = number_segments(segment_ids, mask)
+        query, key, value, positions, _ = self._project(inputs, None, mask, segments)
         valid = ops.ones_like(positions, "bool") if mask is None else ops.cast(mask, "bool")
-        return self._attend(query, key, value, positions, positions, valid)
+        return self._attend(query, key, value, (positions, segments), (positions, segments), valid)
 
     def call_with_state(
-        self, inputs: Any, state: dict[str, Any], mask: Any = None
+        self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
+        """Continue from `state`: (outputs, new state); what `call` does, in pieces.
+
+        With `segment_ids`, the new state also holds the last one as `segment_id`.
+        """
         require_built(self)
         require_state(self, state, set(self._state_axes))
-        query, key, value, positions, next_position = self._project(inputs, state, mask)
+        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes, segment_ids)
+        segments, state, kept = follow_segments(self, state, mask, segment_ids)
+        query, key, value, positions, next_position = self._project(inputs, state, mask, segments)
         # The state is aligned to its end: the newest key is the last one.
         key = ops.concatenate([ops.cast(state["key"], key.dtype), key], axis=1)
         value = ops.concatenate([ops.cast(state["value"], value.dtype), value], axis=1)
@@ -115,9 +129,14 @@ class CausalSelfAttention(keras.layers.Layer):
         earlier = ops.cast(state["position"], "int32")[:, None] + slots[None, :]
         new = ops.ones_like(positions, "bool") if mask is None else ops.cast(mask, "bool")
         valid = ops.concatenate([earlier >= 0, new], axis=1)
-        outputs = self._attend(
-            query, key, value, positions, ops.concatenate([earlier, positions], axis=1), valid
-        )
+        keys = ops.concatenate([earlier, positions], axis=1), None
+        if segments is not None:
+            # The state is of the first segment.
+            keys = keys[0], ops.concatenate([ops.zeros_like(earlier), segments], axis=1)
+        outputs = self._attend(query, key, value, (positions, segments), keys, valid)
+        if segments is not None:
+            valid &= keys[1] == segments[:, -1:]
+            key, value = (_clear(x, valid) for x in (key, value))
         if mask is not None:
             order = ops.arange(ops.shape(valid)[1], dtype="int32")
             order = ops.argsort(ops.where(valid, order + ops.shape(valid)[1], order), axis=1)
@@ -126,6 +145,7 @@ class CausalSelfAttention(keras.layers.Layer):
             "key": key[:, -self.context_length :],
             "value": value[:, -self.context_length :],
             "position": next_position,
+            **kept,
         }
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
@@ -143,18 +163,23 @@ class CausalSelfAttention(keras.layers.Layer):
         kept = f"batch {self.context_length} {self.num_heads} {self._head_dim}"
         return {"key": kept, "value": kept, "position": "batch"}
 
-    def _project(self, inputs: Any, state: dict[str, Any] | None, mask: Any) -> tuple[Any, ...]:
-        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes)
-        positions, next_position = positions_of(inputs, state and state["position"], mask)
+    def _project(
+        self, inputs: Any, state: dict[str, Any] | None, mask: Any, segments: Any
+    ) -> tuple[Any, ...]:
+        positions, next_position = positions_of(inputs, state and state["position"], mask, segments)
         query = _rotate(self.query_projection(inputs), positions)
         key = _rotate(self.key_projection(inputs), positions)
         return query, key, self.value_projection(inputs), positions, next_position
 
     def _attend(
-        self, query: Any, key: Any, value: Any, query_positions: Any, key_positions: Any, valid: Any
+        self, query: Any, key: Any, value: Any, queries: Places, keys: Places, valid: Any
     ) -> Any:
+        """The attention of queries to the valid keys, given the places of both."""
+        (query_positions, query_segments), (key_positions, key_segments) = queries, keys
         distance = query_positions[:, :, None] - key_positions[:, None, :]
         visible = (distance >= 0) & (distance < self.context_length) & valid[:, None, :]
+        if query_segments is not None:
+            visible &= query_segments[:, :, None] == key_segments[:, None, :]
         # Scaled here, as Keras rounds a scale to float32 also for float64.
         outputs = ops.dot_product_attention(
             query * self._head_dim**-0.5, key, value, mask=visible[:, None], scale=1.0
@@ -192,5 +217,9 @@ def _rotate(x: Any, positions: Any) -> Any:
 
 def _compact(x: Any, valid: Any, order: Any) -> Any:
     """The valid rows of (b, s, h, v) moved to the end, zeros before them."""
-    x = ops.where(valid[:, :, None, None], x, ops.zeros_like(x))
-    return ops.take_along_axis(x, order[:, :, None, None], axis=1)
+    return ops.take_along_axis(_clear(x, valid), order[:, :, None, None], axis=1)
+
+
+def _clear(x: Any, valid: Any) -> Any:
+    """(b, s, h, v) with zeros where it is not valid."""
+    return ops.where(valid[:, :, None, None], x, ops.zeros_like(x))

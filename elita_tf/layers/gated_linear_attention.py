@@ -16,6 +16,7 @@ from elita_tf.layers.arguments import (
     split_heads,
 )
 from elita_tf.layers.projection import projection
+from elita_tf.layers.segments import follow_segments, mask_of
 from elita_tf.ops import gated_linear_attention, gated_linear_attention_step
 from elita_tf.ops.arguments import require_positive
 
@@ -58,13 +59,15 @@ class GatedLinearAttention(keras.layers.Layer):
         inputs: (batch, time, hidden).
         mask: optional boolean (batch, time). A masked position leaves the state unchanged; its
             own output is finite and otherwise unspecified.
+        segment_ids: optional integers (batch, time). Where they differ from the real position
+            before, a segment begins: it sees nothing earlier.
 
     Returns:
         (batch, time, hidden).
 
     Raises:
         ValueError: a size below 1, a width that `num_heads` does not divide, or a shape of inputs,
-            mask or state that does not fit.
+            mask, segments or state that does not fit.
 
     Example:
 
@@ -141,16 +144,19 @@ class GatedLinearAttention(keras.layers.Layer):
         self.norm.build((*input_shape[:-1], heads, value_dim))
         self.output_projection.build((*input_shape[:-1], heads, value_dim))
 
-    def call(self, inputs: Any, mask: Any = None) -> Any:
-        return self._advance(inputs, None, mask)[0]
+    def call(self, inputs: Any, mask: Any = None, segment_ids: Any = None) -> Any:
+        return self._advance(inputs, None, mask_of(inputs, mask), segment_ids)[0]
 
     def call_with_state(
-        self, inputs: Any, state: dict[str, Any], mask: Any = None
+        self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Continue from `state`: (outputs, new state); what `call` does, in pieces."""
+        """Continue from `state`: (outputs, new state); what `call` does, in pieces.
+
+        With `segment_ids`, the new state also holds the last one as `segment_id`.
+        """
         require_built(self)
         require_state(self, state, set(self._state_axes))
-        return self._advance(inputs, state, mask)
+        return self._advance(inputs, state, mask, segment_ids)
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The empty state: {"state": zeros (batch, heads, key_dim, value_dim)}."""
@@ -166,9 +172,10 @@ class GatedLinearAttention(keras.layers.Layer):
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _advance(
-        self, inputs: Any, state: dict[str, Any] | None, mask: Any
+        self, inputs: Any, state: dict[str, Any] | None, mask: Any, segment_ids: Any
     ) -> tuple[Any, dict[str, Any]]:
-        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes)
+        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes, segment_ids)
+        segments, state, follows = follow_segments(self, state, mask, segment_ids)
         key = self.key_projection(inputs)
         gate_logits = ops.cast(self.gate_up(self.gate_down(inputs)), self._state_dtype)
         log_decay = ops.log_sigmoid(gate_logits) / self.gate_normalizer
@@ -181,10 +188,10 @@ class GatedLinearAttention(keras.layers.Layer):
             outputs, final = one_position(gated_linear_attention_step, terms, initial)
         else:
             outputs, final = gated_linear_attention(
-                *terms, initial, chunk_size=self._positions_per_chunk
+                *terms, initial, chunk_size=self._positions_per_chunk, segment_ids=segments
             )
         gated = self.output_gate(inputs) * self.norm(outputs)
-        return self.output_projection(gated), {"state": final}
+        return self.output_projection(gated), {"state": final, **follows}
 
     @property
     def output_kernel(self) -> keras.Variable:

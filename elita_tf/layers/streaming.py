@@ -21,6 +21,8 @@ class Streaming(keras.layers.Layer):
         inputs: (batch, time, hidden); a time of 1 is one step.
         state: dict of arrays, at first `get_initial_state(batch_size)`.
         mask: optional boolean (batch, time).
+        segment_ids: optional integers (batch, time). The new state then also holds the last one as
+            `segment_id`, and a first position of another segment starts from the empty state.
 
     Returns:
         The outputs (batch, time, hidden) and the new state.
@@ -55,14 +57,21 @@ class Streaming(keras.layers.Layer):
         self.layer = layer
         self.supports_masking = True
 
-    def build(self, inputs_shape: tuple[int | None, ...], state_shape: Any = None) -> None:
+    def build(
+        self,
+        inputs_shape: tuple[int | None, ...],
+        state_shape: Any = None,
+        segment_ids_shape: Any = None,
+    ) -> None:
         if not self.layer.built:
             self.layer.build(inputs_shape)
 
     def call(
-        self, inputs: Any, state: dict[str, Any], mask: Any = None
+        self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
     ) -> tuple[Any, dict[str, Any]]:
-        return self.layer.call_with_state(inputs, state, mask=mask)
+        if segment_ids is None:
+            return self.layer.call_with_state(inputs, state, mask=mask)
+        return self.layer.call_with_state(inputs, state, mask=mask, segment_ids=segment_ids)
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The state before the first position."""

@@ -7,13 +7,13 @@ import keras
 import keras_hub
 
 from elita_tf.layers.arguments import positions_of, require_state
-from elita_tf.models import blocks
+from elita_tf.layers.segments import LEAF, follow_segments
+from elita_tf.models import blocks, padding
 from elita_tf.models.learned_positions import LearnedPositions
-from elita_tf.models.padding import OptionalPaddingMask, require_stream
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
+class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
     """A pre-norm decoder with a mixer and a feed-forward in every block.
 
         x = embedding(token_ids)
@@ -43,7 +43,8 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
 
     Inputs:
         A dict of `token_ids`, int (batch, time), and optionally `padding_mask`, boolean
-        (batch, time), False where a token is padding.
+        (batch, time), False where a token is padding, and `segment_ids`, int (batch, time): tokens
+        see none of another segment, and positions count from each segment's beginning.
 
     Returns:
         The normalised hidden states (batch, time, hidden).
@@ -106,16 +107,11 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         self.final_norm = build_norm(name="final_norm")
 
         # === Functional model ===
-        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
-        padding_mask = keras.Input((None,), dtype="bool", name="padding_mask", optional=True)
-        embedded = self._embed(token_ids, padding_mask)
-        hidden_states = self._decode(embedded, lambda mixer, x: mixer(x, mask=padding_mask))
-        super().__init__(
-            inputs={"token_ids": token_ids, "padding_mask": padding_mask},
-            outputs=hidden_states,
-            dtype=dtype,
-            **kwargs,
-        )
+        inputs = padding.symbolic_inputs()
+        options = padding.mixer_options(inputs)
+        embedded = self._embed(inputs["token_ids"], **options)
+        hidden_states = self._decode(embedded, lambda mixer, x: mixer(x, **options))
+        super().__init__(inputs=inputs, outputs=hidden_states, dtype=dtype, **kwargs)
 
         for block in self.blocks:
             for layer in (block["mixer"], block["feed_forward"]):
@@ -134,12 +130,12 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         self.tie_embeddings = tie_embeddings
         self.learned_positions = learned_positions
 
-    def _embed(self, token_ids: Any, mask: Any, offset: Any = None) -> Any:
-        """The embedding, wired once; `offset` (batch,) counts the positions before these."""
+    def _embed(self, token_ids: Any, **options: Any) -> Any:
+        """The embedding, wired once; `options` are those of `LearnedPositions`."""
         x = self.token_embedding(token_ids)
         if self.position_embedding is None:
             return x
-        return x + self.position_embedding(token_ids, mask=mask, offset=offset)
+        return x + self.position_embedding(token_ids, **options)
 
     def _decode(
         self,
@@ -168,10 +164,10 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         The backward pass computes the inside of every mixer and feed-forward again, one after the
         other, instead of keeping that of all.
         """
-        token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
+        options = padding.mixer_options(inputs)
         return self._decode(
-            self._embed(token_ids, mask),
-            lambda mixer, x: mixer(x, mask=mask),
+            self._embed(inputs["token_ids"], **options),
+            lambda mixer, x: mixer(x, **options),
             training=training,
             wrap=keras.remat,
         )
@@ -186,28 +182,32 @@ class ElitaBackbone(OptionalPaddingMask, keras_hub.models.Backbone):
         """Continue from `state`: (hidden states, new state); what a call does, in pieces.
 
         Args:
-            inputs: as for a call.
+            inputs: as for a call. With `segment_ids`, the new state also holds the last one as
+                `segment_id`, and a first token of another segment starts from the empty state.
             state: flat dict of arrays, at first `get_initial_state(batch_size)`.
             intercept: `(x, index) -> x` on the embeddings (index -1) and on each block's output.
             training: whether dropout is on.
         """
-        require_stream(self.name, inputs, state)
+        padding.require_stream(self.name, inputs, state)
         token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
-        new_state = {}
+        segments, own_state, kept = follow_segments(self, state, mask, inputs.get("segment_ids"))
+        options = {"mask": mask, "segment_ids": segments}
+        offset, new_state = own_state.get("position"), {}
         if self.learned_positions:
-            new_state["position"] = positions_of(token_ids, state["position"], mask)[1]
+            new_state["position"] = positions_of(token_ids, offset, mask, segments)[1]
 
         def mix(mixer: keras.layers.Layer, x: Any) -> Any:
             prefix = f"{mixer.name}_"
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            outputs, own = mixer.call_with_state(x, own, mask=mask)
-            new_state.update({prefix + leaf: value for leaf, value in own.items()})
+            own = {k.removeprefix(prefix): v for k, v in own_state.items() if k.startswith(prefix)}
+            outputs, own = mixer.call_with_state(x, own, **options)
+            # The segment of all is one.
+            new_state.update({prefix + leaf: own[leaf] for leaf in own if leaf != LEAF})
             return outputs
 
-        embedded = self._embed(token_ids, mask, state.get("position"))
+        embedded = self._embed(token_ids, offset=offset, **options)
         hidden_states = self._decode(embedded, mix, intercept, training)
         require_state(self, state, set(new_state))
-        return hidden_states, new_state
+        return hidden_states, {**new_state, **kept}
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The state before the first token: a flat dict, the batch first in every leaf.

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from elita_tf.layers.segments import LEAF
 from elita_tf.ops.arguments import require_positive
 
 
@@ -19,6 +20,8 @@ class CarriedState(keras.layers.Layer):
     def __init__(self, backbone: Any, batch_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         require_positive("CarriedState", batch_size=batch_size)
+        # Of no consequence to the empty state, and kept as it is by batches without segments.
+        segment_id = {LEAF: ops.zeros((batch_size,), "int32")}
         self._leaves = {
             name: self.add_weight(
                 tuple(leaf.shape),
@@ -29,7 +32,7 @@ class CarriedState(keras.layers.Layer):
                 autocast=False,
                 name=name,
             )
-            for name, leaf in backbone.get_initial_state(batch_size).items()
+            for name, leaf in {**backbone.get_initial_state(batch_size), **segment_id}.items()
         }
         self.built = True
 

@@ -11,14 +11,14 @@ from elita_tf.layers.arguments import require_flag
 from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
-from elita_tf.models.padding import OptionalPaddingMask, require_inputs
+from elita_tf.models.padding import OptionalInputs, require_inputs
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.ops import linear_cross_entropy, token_cross_entropy
 from elita_tf.schedules import CappedInverseSqrt
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
+class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
     """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
@@ -187,18 +187,21 @@ class ElitaCausalLM(OptionalPaddingMask, Generation, keras_hub.models.CausalLM):
         loss = linear_cross_entropy(hidden_states, self.backbone.output_kernel, y, sample_weight)
         return sum(self.losses, loss)
 
-    def token_losses(self, token_ids: Any, labels: Any, padding_mask: Any = None) -> Any:
+    def token_losses(
+        self, token_ids: Any, labels: Any, padding_mask: Any = None, segment_ids: Any = None
+    ) -> Any:
         """The loss of every label, (batch, time) in nats, without holding all logits."""
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        optional = {"padding_mask": padding_mask, "segment_ids": segment_ids}
+        inputs = {"token_ids": token_ids, **optional}
         require_inputs(self.name, inputs, labels=labels)
         hidden_states = self.backbone(inputs, training=False)
         return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels)
 
     def token_losses_with_state(
-        self, token_ids: Any, labels: Any, state: dict[str, Any]
+        self, token_ids: Any, labels: Any, state: dict[str, Any], segment_ids: Any = None
     ) -> tuple[Any, dict[str, Any]]:
         """`token_losses` of a text that goes on from `state`, and the state after it."""
-        inputs = {"token_ids": token_ids}
+        inputs = {"token_ids": token_ids, "segment_ids": segment_ids}
         require_inputs(self.name, inputs, labels=labels)
         hidden_states, state = self.backbone.call_with_state(inputs, state)
         return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels), state

@@ -21,7 +21,11 @@ class Generation:
     """
 
     def prefill(
-        self, token_ids: Any, padding_mask: Any = None, state: dict[str, Any] | None = None
+        self,
+        token_ids: Any,
+        padding_mask: Any = None,
+        state: dict[str, Any] | None = None,
+        segment_ids: Any = None,
     ) -> tuple[Any, dict[str, Any]]:
         """Read a prompt, in the parallel form.
 
@@ -29,12 +33,14 @@ class Generation:
             token_ids: (batch, time).
             padding_mask: optional boolean (batch, time); padding may stand on either side.
             state: where to go on from, by default the beginning.
+            segment_ids: optional integers (batch, time): see `ElitaBackbone`.
 
         Returns:
             The logits of the token after the last real one, (batch, vocabulary_size), and the
             state: a flat dict of arrays, the batch first, that can be stored and fed back.
         """
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
+        optional = {"padding_mask": padding_mask, "segment_ids": segment_ids}
+        inputs = {"token_ids": token_ids, **optional}
         require_inputs(self.name, inputs)
         batch_size, time = ops.shape(token_ids)
         if state is None:
@@ -47,19 +53,27 @@ class Generation:
             last = ops.take_along_axis(hidden_states, index[:, None, None], axis=1)
         return self.backbone.token_embedding(last, reverse=True)[:, 0], state
 
-    def step(self, token_ids: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def step(
+        self, token_ids: Any, state: dict[str, Any], segment_ids: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Read one token: the logits of the next one, (batch, vocabulary_size), and the state.
 
         Args:
             token_ids: (batch,).
             state: of `prefill`, or of the step before.
+            segment_ids: optional integers (batch,). A row whose id is not that of its last token
+                starts from the empty state.
 
         Raises:
             ValueError: token ids of another rank, or a state of other rows or of another model.
         """
-        require_shapes(self.name, token_ids=(token_ids, "batch"))
+        segments = {} if segment_ids is None else {"segment_ids": (segment_ids, "batch")}
+        require_shapes(self.name, token_ids=(token_ids, "batch"), **segments)
         # An empty state would be a new beginning for `prefill`, and is a mistake here.
-        return self.prefill(ops.expand_dims(token_ids, 1), state={} if state is None else state)
+        state = {} if state is None else state
+        if segment_ids is not None:
+            segment_ids = ops.expand_dims(segment_ids, 1)
+        return self.prefill(ops.expand_dims(token_ids, 1), state=state, segment_ids=segment_ids)
 
     def generate_step(
         self, inputs: dict[str, Any], stop_token_ids: Sequence[int] | None = None

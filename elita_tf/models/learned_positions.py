@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from elita_tf.layers.arguments import positions_of
+from elita_tf.layers.segments import number_segments
 from elita_tf.ops.arguments import require_positive
 
 
@@ -21,6 +22,7 @@ class LearnedPositions(keras.layers.Layer):
         token_ids: (batch, time), of which only the shape counts.
         mask: optional boolean (batch, time); a masked position advances nothing.
         offset: optional int32 (batch,), the real positions before these.
+        segment_ids: optional integers (batch, time); each segment but the first counts from 0.
 
     Returns:
         (batch or 1, time, hidden).
@@ -48,8 +50,11 @@ class LearnedPositions(keras.layers.Layer):
         shape = (self.context_length, self.hidden_dim)
         self.embeddings = self.add_weight(shape, initializer, name="embeddings")
 
-    def call(self, token_ids: Any, mask: Any = None, offset: Any = None) -> Any:
-        positions, _ = positions_of(token_ids, offset, mask)
+    def call(
+        self, token_ids: Any, mask: Any = None, offset: Any = None, segment_ids: Any = None
+    ) -> Any:
+        segments = number_segments(segment_ids, mask)
+        positions, _ = positions_of(token_ids, offset, mask, segments)
         embeddings = ops.cast(self.embeddings, self.compute_dtype)
         return ops.take(embeddings, ops.clip(positions, 0, self.context_length - 1), axis=0)
 

@@ -1,26 +1,44 @@
-"""Inputs of functional models with and without a padding mask."""
+"""Inputs of functional models with and without a padding mask and segments."""
 
 from typing import Any
 
-from elita_tf.ops.arguments import require_shapes
+import keras
+
+from elita_tf.ops.arguments import require_segment_ids, require_shapes, segment_axes
+
+_ABSENT = {"padding_mask": None, "segment_ids": None}
 
 
-class OptionalPaddingMask:
-    """Mixin of functional models: inputs without a `padding_mask` have no padding.
+class OptionalInputs:
+    """Mixin of functional models: inputs may lack `padding_mask` and `segment_ids`.
 
     Keras takes None for an optional input, but not a dict without it.
     """
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         require_inputs(self.name, inputs)
-        return super().__call__({"padding_mask": None, **inputs}, *args, **kwargs)
+        return super().__call__({**_ABSENT, **inputs}, *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> Any:
-        return super().call({"padding_mask": None, **inputs}, training=training, mask=mask)
+        return super().call({**_ABSENT, **inputs}, training=training, mask=mask)
+
+
+def symbolic_inputs() -> dict[str, Any]:
+    """The inputs of a functional model: `token_ids` and what may be absent."""
+    return {
+        "token_ids": keras.Input((None,), dtype="int32", name="token_ids"),
+        "padding_mask": keras.Input((None,), dtype="bool", name="padding_mask", optional=True),
+        "segment_ids": keras.Input((None,), dtype="int32", name="segment_ids", optional=True),
+    }
+
+
+def mixer_options(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a mixer needs to know of these inputs besides the hidden states."""
+    return {"mask": inputs.get("padding_mask"), "segment_ids": inputs.get("segment_ids")}
 
 
 def require_inputs(model: str, inputs: Any, **labels: Any) -> None:
-    """Raise a ValueError unless these are token ids, with a mask, and labels, that fit."""
+    """Raise a ValueError unless these are token ids, with mask, segments and labels, that fit."""
     if not isinstance(inputs, dict) or "token_ids" not in inputs:
         received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
         raise ValueError(
@@ -30,8 +48,10 @@ def require_inputs(model: str, inputs: Any, **labels: Any) -> None:
     tensors = {"token_ids": (inputs["token_ids"], "batch time")}
     if inputs.get("padding_mask") is not None:
         tensors["padding_mask"] = inputs["padding_mask"], "batch time"
+    tensors |= segment_axes(inputs.get("segment_ids"))
     tensors |= {name: (each, "batch time") for name, each in labels.items()}
     require_shapes(model, **tensors)
+    require_segment_ids(model, inputs.get("segment_ids"))
 
 
 def require_stream(model: str, inputs: Any, state: Any) -> None:

@@ -11,6 +11,10 @@ Every sequence op of one mechanism takes the same arguments and returns `(output
 the op without suffix is the fast form of the same function. States, and all sums behind them, are
 float32, or float64 where the inputs are float64. A `log_` prefix or a `_logits` suffix says that a
 quantity lives in log space.
+
+`segment_ids`, integers (b, t), pack documents into rows: where they differ from the position
+before, a segment begins, from an empty state. The first position of a call goes on with the initial
+state. A `*_step` takes `segment_start`, booleans (b,), instead.
 """
 
 from elita_tf.ops.attention2 import (

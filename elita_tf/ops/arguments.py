@@ -77,6 +77,7 @@ def require_attention2(
     value: Any,
     state: Any,
     axes: Axes = _SEQUENCE,
+    segments: Any = None,
 ) -> None:
     """The arguments of the forms of `attention2`; `axes` are those of the logits.
 
@@ -94,8 +95,9 @@ def require_attention2(
                 "`attention2_empty_state`."
             )
         tensors |= dict(zip(leaves, zip(state, _STATE_AXES, strict=True), strict=True))
-    require_shapes(owner, **tensors)
+    require_shapes(owner, **tensors, **_segments(axes, segments))
     require_floating(owner, **named, value=value)
+    _require_segments(owner, axes, segments)
 
 
 def require_gated_linear_attention(
@@ -105,6 +107,7 @@ def require_gated_linear_attention(
     scale: Any,
     axes: Axes = _SEQUENCE,
     chunk_size: Any = 1,
+    segments: Any = None,
 ) -> None:
     """The arguments of the forms of `gated_linear_attention`; `axes` are all but the last.
 
@@ -115,12 +118,44 @@ def require_gated_linear_attention(
     tensors["value"] = named["value"], f"{axes} value_dim"
     if state is not None or axes == STEP:
         tensors["state"] = state, "batch heads key_dim value_dim"
-    require_shapes(owner, **tensors)
+    require_shapes(owner, **tensors, **_segments(axes, segments))
     require_floating(owner, **named)
+    _require_segments(owner, axes, segments)
     require_positive(owner, chunk_size=chunk_size)
     if scale is not None and not isinstance(scale, (int, float)) and not hasattr(scale, "dtype"):
         raise ValueError(
             f"`scale` of {owner} multiplies the outputs: expected a number, received {scale!r}."
+        )
+
+
+def _segments(axes: Axes, segments: Any) -> dict[str, tuple[Any, Axes]]:
+    """`segment_ids` of a sequence, or the `segment_start` of a step, for `require_shapes`."""
+    if segments is None:
+        return {}
+    return {"segment_start": (segments, "batch")} if axes == STEP else segment_axes(segments)
+
+
+def _require_segments(owner: str, axes: Axes, segments: Any) -> None:
+    if axes != STEP:
+        require_segment_ids(owner, segments)
+    elif segments is not None and keras.backend.standardize_dtype(segments.dtype) != "bool":
+        raise ValueError(
+            f"`segment_start` of {owner} says which rows begin a segment: expected booleans, "
+            f"received {segments.dtype}. Compare the ids with those of the position before."
+        )
+
+
+def segment_axes(segment_ids: Any) -> dict[str, tuple[Any, Axes]]:
+    """Optional `segment_ids` for `require_shapes`."""
+    return {} if segment_ids is None else {"segment_ids": (segment_ids, "batch time")}
+
+
+def require_segment_ids(owner: str, segment_ids: Any) -> None:
+    """Raise a ValueError for `segment_ids` that are given and no integers."""
+    if segment_ids is not None and not keras.backend.is_int_dtype(segment_ids.dtype):
+        raise ValueError(
+            f"`segment_ids` of {owner} name the document of every position: expected integers, "
+            f'received {segment_ids.dtype}. Cast them with keras.ops.cast(segment_ids, "int32").'
         )
 
 

@@ -23,6 +23,7 @@ from keras import ops
 from elita_tf.ops.arguments import STEP, require_attention2, require_counts
 from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.running import running_maximum, running_sums
+from elita_tf.ops.segments import last_segment, segment_starts
 
 
 class Attention2State(NamedTuple):
@@ -51,17 +52,28 @@ def attention2_empty_state(
 
 
 def attention2_step(
-    key_logits: Any, query_logits: Any, self_logits: Any, value: Any, state: Attention2State
+    key_logits: Any,
+    query_logits: Any,
+    self_logits: Any,
+    value: Any,
+    state: Attention2State,
+    *,
+    segment_start: Any = None,
 ) -> tuple[Any, Attention2State]:
-    """One position: logits (batch, heads), value (batch, heads, value_dim)."""
+    """One position: logits (batch, heads), value (batch, heads, value_dim).
+
+    Rows where boolean `segment_start` (batch,) is true start from the empty state.
+    """
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2_step", logits, value, state, STEP)
+    require_attention2("attention2_step", logits, value, state, STEP, segment_start)
     dtype = state_dtype(key_logits, value)
     outputs_dtype = value.dtype
     key_logits, query_logits, self_logits, value = (
         ops.cast(x, dtype) for x in (key_logits, query_logits, self_logits, value)
     )
     previous = Attention2State(*(ops.cast(x, dtype) for x in state))
+    if segment_start is not None:
+        previous = _restarted(previous, segment_start)
     max_logit = ops.maximum(previous.max_logit, key_logits)
     carried = _exp_difference(previous.max_logit, max_logit)
     weight = _exp_difference(key_logits, max_logit)
@@ -79,18 +91,23 @@ def attention2_recurrent(
     self_logits: Any,
     value: Any,
     initial_state: Attention2State | None = None,
+    *,
+    segment_ids: Any = None,
 ) -> tuple[Any, Attention2State]:
     """The definition: `attention2_step` in a loop over time. Arguments as for `attention2`."""
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2_recurrent", logits, value, initial_state)
+    require_attention2("attention2_recurrent", logits, value, initial_state, segments=segment_ids)
     initial_state = _initial_state(key_logits, value, initial_state)
     # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
     # only what has the shape of the carry.
     inputs = [ops.moveaxis(x, 1, 0) for x in (key_logits, query_logits, self_logits, value)]
+    starts = None if segment_ids is None else ops.swapaxes(segment_starts(segment_ids), 0, 1)
 
     def advance(carry: Any, position: Any) -> tuple[Any, Any]:
         outputs, state = attention2_step(
-            *(ops.take(x, position, axis=0) for x in inputs), Attention2State(*carry[1:])
+            *(ops.take(x, position, axis=0) for x in inputs),
+            Attention2State(*carry[1:]),
+            segment_start=None if starts is None else ops.take(starts, position, axis=0),
         )
         return (outputs, *state), (outputs, *state)
 
@@ -105,6 +122,8 @@ def attention2(
     self_logits: Any,
     value: Any,
     initial_state: Attention2State | None = None,
+    *,
+    segment_ids: Any = None,
 ) -> tuple[Any, Attention2State]:
     """Attention2 over a sequence, in time and memory linear in its length.
 
@@ -118,6 +137,8 @@ def attention2(
         self_logits: (batch, time, heads).
         value: (batch, time, heads, value_dim).
         initial_state: `Attention2State`, by default empty.
+        segment_ids: optional integers (batch, time). Where they differ from the position before,
+            a segment begins, from an empty state; the first position continues `initial_state`.
 
     Returns:
         outputs (batch, time, heads, value_dim) in the dtype of `value`, and the final
@@ -136,7 +157,7 @@ def attention2(
     [1.0, 1.6667, 2.25]
     """
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2", logits, value, initial_state)
+    require_attention2("attention2", logits, value, initial_state, segments=segment_ids)
     dtype, outputs_dtype = state_dtype(key_logits, value), value.dtype
     initial_state = _initial_state(key_logits, value, initial_state)
     key_logits, query_logits, self_logits, value = (
@@ -144,8 +165,11 @@ def attention2(
     )
     # Maxima cancel out of every result, so no gradient goes through them.
     start = ops.stop_gradient(initial_state.max_logit)
-    maxima = running_maximum(ops.stop_gradient(key_logits), start)
+    starts = None if segment_ids is None else segment_starts(segment_ids)[..., None]
+    maxima = running_maximum(ops.stop_gradient(key_logits), start, starts)
     before = ops.concatenate([start[:, None], maxima[:, :-1]], axis=1)
+    if starts is not None:
+        before = ops.where(starts, -float("inf"), before)
     weights = _exp_difference(key_logits, maxima)[..., None]
     (numerator, denominator), final = running_sums(
         decay=_exp_difference(before, maxima)[..., None],
@@ -154,7 +178,7 @@ def attention2(
     )
     state = Attention2State(maxima, numerator, denominator[..., 0])
     outputs = _mix(value, query_logits, self_logits, state)
-    return ops.cast(outputs, outputs_dtype), _final_state(key_logits, initial_state, final)
+    return ops.cast(outputs, outputs_dtype), _final_state(key_logits, initial_state, final, starts)
 
 
 def _mix(value: Any, query_logits: Any, self_logits: Any, state: Attention2State) -> Any:
@@ -189,11 +213,26 @@ def _anchored_sums(state: Attention2State) -> list[Any]:
     return [factor * state.numerator, factor * state.denominator[..., None]]
 
 
+def _restarted(state: Attention2State, start: Any) -> Attention2State:
+    """The state, empty in the rows where `start` (batch,) is true."""
+    start = start[:, None]
+    return Attention2State(
+        max_logit=ops.where(start, -float("inf"), state.max_logit),
+        numerator=ops.where(start[..., None], ops.zeros_like(state.numerator), state.numerator),
+        denominator=ops.where(start, ops.zeros_like(state.denominator), state.denominator),
+    )
+
+
 def _final_state(
-    key_logits: Any, initial_state: Attention2State, sums: list[Any]
+    key_logits: Any, initial_state: Attention2State, sums: list[Any], starts: Any
 ) -> Attention2State:
     """The state of `sums`, whose maximum was a constant, with its gradient put back."""
-    max_logit = ops.maximum(initial_state.max_logit, ops.max(key_logits, axis=1))
+    start = initial_state.max_logit
+    if starts is not None:
+        kept, continued = last_segment(starts)
+        key_logits = ops.where(kept, key_logits, -float("inf"))
+        start = ops.where(continued, start, -float("inf"))
+    max_logit = ops.maximum(start, ops.max(key_logits, axis=1))
     factor = _exp_difference(ops.stop_gradient(max_logit), max_logit)[..., None]
     numerator, denominator = (factor * x for x in sums)
     return Attention2State(max_logit, numerator, denominator[..., 0])

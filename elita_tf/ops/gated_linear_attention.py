@@ -22,6 +22,7 @@ from keras import ops
 from elita_tf.ops.arguments import STEP, require_gated_linear_attention
 from elita_tf.ops.chunking import fit_chunk_size, merge_chunks, split_chunks, state_dtype
 from elita_tf.ops.running import running_sums
+from elita_tf.ops.segments import segment_starts
 
 # Blocks of up to so many rows are multiplied and summed: thousands of matrix products of so few
 # rows cost more to start than to compute.
@@ -29,11 +30,25 @@ _FEW_ROWS = 4
 
 
 def gated_linear_attention_step(
-    query: Any, key: Any, value: Any, log_decay: Any, state: Any, *, scale: float | None = None
+    query: Any,
+    key: Any,
+    value: Any,
+    log_decay: Any,
+    state: Any,
+    *,
+    scale: float | None = None,
+    segment_start: Any = None,
 ) -> tuple[Any, Any]:
-    """One position: as the recurrent form, without the time axis."""
+    """One position: as the recurrent form, without the time axis.
+
+    Rows where boolean `segment_start` (batch,) is true start from the empty state.
+    """
     inputs = (query, key, value, log_decay)
-    require_gated_linear_attention("gated_linear_attention_step", inputs, state, scale, STEP)
+    require_gated_linear_attention(
+        "gated_linear_attention_step", inputs, state, scale, STEP, segments=segment_start
+    )
+    if segment_start is not None:
+        log_decay = _forget(log_decay, segment_start)
     dtype = state_dtype(query, key, value, log_decay)
     outputs_dtype = value.dtype
     query, key, value, log_decay, state = (
@@ -52,10 +67,15 @@ def gated_linear_attention_recurrent(
     initial_state: Any = None,
     *,
     scale: float | None = None,
+    segment_ids: Any = None,
 ) -> tuple[Any, Any]:
     """The definition: `gated_linear_attention_step` in a loop over time."""
     inputs = (query, key, value, log_decay)
-    require_gated_linear_attention("gated_linear_attention_recurrent", inputs, initial_state, scale)
+    require_gated_linear_attention(
+        "gated_linear_attention_recurrent", inputs, initial_state, scale, segments=segment_ids
+    )
+    if segment_ids is not None:
+        log_decay = _forget(log_decay, segment_starts(segment_ids))
     initial_state = _initial_state(query, key, value, log_decay, initial_state)
     # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
     # only what has the shape of the carry.
@@ -81,6 +101,7 @@ def gated_linear_attention(
     *,
     scale: float | None = None,
     chunk_size: int = 64,
+    segment_ids: Any = None,
 ) -> tuple[Any, Any]:
     """Gated linear attention over a sequence, chunk by chunk, in time and memory linear in length.
 
@@ -93,6 +114,8 @@ def gated_linear_attention(
         scale: factor of the outputs, by default key_dim**-0.5.
         chunk_size: positions per chunk, rounded up to a power of two. It changes speed and
             memory, not the result.
+        segment_ids: optional integers (batch, time). Where they differ from the position before,
+            a segment begins, from an empty state; the first position continues `initial_state`.
 
     Returns:
         outputs (batch, time, heads, value_dim) in the dtype of `value`, and the final state in
@@ -113,8 +136,15 @@ def gated_linear_attention(
     """
     inputs = (query, key, value, log_decay)
     require_gated_linear_attention(
-        "gated_linear_attention", inputs, initial_state, scale, chunk_size=chunk_size
+        "gated_linear_attention",
+        inputs,
+        initial_state,
+        scale,
+        chunk_size=chunk_size,
+        segments=segment_ids,
     )
+    if segment_ids is not None:
+        log_decay = _forget(log_decay, segment_starts(segment_ids))
     time, outputs_dtype = ops.shape(value)[1], value.dtype
     chunk_size = fit_chunk_size(chunk_size, time)
     state = _initial_state(query, key, value, log_decay, initial_state)
@@ -131,6 +161,11 @@ def gated_linear_attention(
     starts = ops.concatenate([state[:, None], ends[:, :-1]], axis=1)
     outputs = ops.matmul(scores, value) + ops.matmul(query, starts)
     return ops.cast(merge_chunks(outputs, time), outputs_dtype), final_state
+
+
+def _forget(log_decay: Any, start: Any) -> Any:
+    """The log_decay with -inf, which forgets all before, where a segment starts."""
+    return ops.where(start[..., None, None], -float("inf"), log_decay)
 
 
 def _join_positions(query: Any, key: Any, log_decay: Any) -> tuple[Any, Any, Any, Any]:

@@ -9,6 +9,7 @@ each of their steps works on much.
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from elita_tf.ops.chunking import fit_chunk_size, unpack_upstream
@@ -16,23 +17,42 @@ from elita_tf.ops.chunking import fit_chunk_size, unpack_upstream
 # Positions in a chunk: with more the loops over positions get long, with fewer that over chunks.
 _CHUNK_SIZE = 32
 
+_LOWEST_INTEGER = -(2**31)
 
-def running_maximum(x: Any, initial: Any) -> Any:
-    """The largest of `initial` (b, ...) and all up to each position of `x` (b, t, ...)."""
-    chunks = _split(x, padding=-float("inf"))
+
+def running_maximum(x: Any, initial: Any, starts: Any = None) -> Any:
+    """The largest of `initial` (b, ...) and all up to each position of `x` (b, t, ...).
+
+    With boolean `starts`, of the rank of `x`, what comes before a position that is one is
+    forgotten there. Numbers may be integers.
+    """
+    lowest = -float("inf") if keras.backend.is_float_dtype(x.dtype) else _LOWEST_INTEGER
+    chunks = _split(x, padding=lowest)
+    started = None if starts is None else _split(starts, padding=False)
+
+    def since_start(earlier: Any, started: Any) -> Any:
+        return earlier if starts is None else ops.where(started, lowest, earlier)
+
     shift = 1
     while shift < chunks.shape[2]:
-        filling = ops.full_like(chunks[:, :, :shift], -float("inf"))
+        filling = ops.full_like(chunks[:, :, :shift], lowest)
         shifted = ops.concatenate([filling, chunks[:, :, :-shift]], axis=2)
-        chunks = ops.maximum(chunks, shifted)
+        chunks = ops.maximum(chunks, since_start(shifted, started))
+        if started is not None:
+            filling = ops.zeros_like(started[:, :, :shift])
+            shifted = ops.concatenate([filling, started[:, :, :-shift]], axis=2)
+            started = ops.logical_or(started, shifted)
         shift *= 2
     maxima = chunks[:, :, -1]
 
     def advance(maximum: Any, chunk: Any) -> tuple[Any, Any]:
-        return ops.maximum(maximum, ops.take(maxima, chunk, axis=1)), maximum
+        restarted = None if starts is None else ops.take(started[:, :, -1], chunk, axis=1)
+        after = ops.maximum(since_start(maximum, restarted), ops.take(maxima, chunk, axis=1))
+        return after, maximum
 
     _, before = ops.scan(advance, initial, ops.arange(ops.shape(maxima)[1]))
-    return _merge(ops.maximum(chunks, ops.moveaxis(before, 0, 1)[:, :, None]), ops.shape(x)[1])
+    before = since_start(ops.moveaxis(before, 0, 1)[:, :, None], started)
+    return _merge(ops.maximum(chunks, before), ops.shape(x)[1])
 
 
 def running_sums(

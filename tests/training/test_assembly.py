@@ -10,6 +10,7 @@ from assembly import (
     describe_batch,
     validation_windows,
 )
+from evaluate import losses_by_position
 from recipe import load_recipe
 
 from elita_tf.data import training_batch
@@ -139,3 +140,37 @@ def test_the_gpt2_row():
     overrides = [f"{key}={value}" for key, value in small.items()]
     model = build_model(load_recipe("gla-gpt2-wikitext2", overrides), 40)
     assert model.backbone.mixers == ["gla"] and model.backbone.context_length == 64
+
+
+@pytest.mark.parametrize("carry_state", [True, False])
+def test_documents_are_packed_for_training_and_validation(tiny_recipe, carry_state):
+    overrides = ["documents=line", f"carry_state={str(carry_state).lower()}"]
+    recipe = load_recipe(str(tiny_recipe), [*overrides, "validation_batches=1"])
+    parts = assemble(recipe, None)
+    (line_end,) = parts.tokenizer.encode("\n")
+    for windows in (parts.training.take(1), parts.validation.take(1)):
+        inputs, _, weights = next(iter(windows))
+        ids, segments = np.array(inputs["token_ids"]), np.array(inputs["segment_ids"])
+        # Every line is a document, so a segment begins after a line's end and nowhere else.
+        ends = ids == line_end
+        np.testing.assert_array_equal(np.diff(segments) > 0, ends[:, :-1])
+        np.testing.assert_array_equal(weights, ~ends)
+    history = parts.model.fit(
+        parts.training, validation_data=parts.validation, steps_per_epoch=1, verbose=0
+    ).history
+    sizes = (recipe.context_length, recipe.batch_size)
+    ids, documents = (x[: np.prod(sizes) + 1] for x in (parts.valid_ids, parts.valid_documents))
+    sums, counts = losses_by_position(parts.model, ids, *sizes, documents=documents)
+    assert counts.sum() == np.prod(sizes) - documents[-1]
+    assert sums.sum() / counts.sum() == pytest.approx(history["val_loss"][0], rel=1e-5)
+
+
+def test_a_stream_of_documents_is_one_long_window(tiny_recipe):
+    parts = assemble(load_recipe(str(tiny_recipe), ["documents=line"]), None)
+    ids, documents = parts.valid_ids[:66], parts.valid_documents[:66]
+    (whole, count), (carried, carried_count) = (
+        map(np.sum, losses_by_position(parts.model, ids, *arguments, documents))
+        for arguments in ((65, 1, False), (13, 1, True))
+    )
+    assert count == carried_count == 65 - documents[-1]
+    assert carried == pytest.approx(whole, rel=1e-5)
