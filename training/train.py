@@ -61,10 +61,9 @@ def train(
     """Trains, or goes on from a checkpoint; returns the content of `summary.json`."""
     run_folder.prepare(run_dir, recipe, parts.tokenizer, checkpoint)
     model, watched = parts.model, watch(run_dir, recipe, parts, checkpoint)
-    log, weights, stop = watched.log, watched.weights, watched.stop
+    log, stop = watched.log, watched.stop
     # An epoch of Keras is the steps between two validations.
-    epoch_steps = min(recipe.validation_interval, recipe.steps)
-    figures: dict[str, Any] = {}
+    epoch_steps, figures = min(recipe.validation_interval, recipe.steps), {}
     try:
         model.fit(
             parts.training,
@@ -75,13 +74,13 @@ def train(
             callbacks=watched.all,
             shuffle=False,
         )
-        model.load_weights(weights.best_so_far)
-        sizes = (recipe.context_length, recipe.batch_size)
+        model.load_weights(watched.weights.best_so_far)
+        sizes = recipe.context_length, recipe.batch_size
         losses = losses_by_position(model, parts.valid_ids, *sizes, documents=parts.valid_documents)
         figures = report(parts.corpus["valid"], *losses)
     except callbacks.Stopped as stopped:
         print(f"{stopped} The same command goes on after step {log.step}.")
-        weights.save_last()
+        watched.weights.save_last()
     except FloatingPointError as error:
         batch = describe_batch(recipe, parts.train_ids, log.step - 1)
         good = callbacks.newest_checkpoint(watched.checkpoints.folder)
