@@ -14,6 +14,7 @@ from evaluate import losses_by_position
 from recipe import load_recipe
 
 from elita_tf.data import training_batch
+from tests.helpers import randomized
 
 
 def rates(recipe, steps):
@@ -167,6 +168,7 @@ def test_documents_are_packed_for_training_and_validation(tiny_recipe, carry_sta
 
 def test_a_stream_of_documents_is_one_long_window(tiny_recipe):
     parts = assemble(load_recipe(str(tiny_recipe), ["documents=line"]), None)
+    randomized(parts.model.backbone)  # Fresh blocks are the identity and see no context.
     ids, documents = parts.valid_ids[:66], parts.valid_documents[:66]
     (whole, count), (carried, carried_count) = (
         map(np.sum, losses_by_position(parts.model, ids, *arguments, documents))
@@ -174,3 +176,5 @@ def test_a_stream_of_documents_is_one_long_window(tiny_recipe):
     )
     assert count == carried_count == 65 - documents[-1]
     assert carried == pytest.approx(whole, rel=1e-5)
+    unpacked = losses_by_position(parts.model, ids, 65, 1)[0][np.diff(documents) == 0].sum()
+    assert unpacked != pytest.approx(whole, rel=1e-3)
