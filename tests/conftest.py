@@ -12,6 +12,8 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Tiny arrays, many programs: most of the time goes into optimizing what runs once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Simulated, for what runs on several.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 
 # A first example may compile for seconds, and a run must be repeatable.
 hypothesis.settings.register_profile("elita_tf", deadline=None, derandomize=True, database=None)

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import devices
 import keras
 import run_folder
-from assembly import Parts, assemble, load_run
+from assembly import Parts, assemble, load_run, load_trained
 from evaluate import losses_by_position, report
 from generate import SAMPLERS, live, stream
 from recipe import Recipe, load_recipe
@@ -23,7 +24,9 @@ from elita_tf.data import unigram_entropy
 SAMPLE_TOKENS = 120
 
 
-def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
+def train(
+    recipe: Recipe, parts: Parts, run_dir: Path, place: devices.Place = devices.ONE
+) -> dict[str, Any]:
     """Trains and writes the run folder; returns the content of its `summary.json`."""
     started = time.perf_counter()
     model = parts.model
@@ -35,18 +38,20 @@ def train(recipe: Recipe, parts: Parts, run_dir: Path) -> dict[str, Any]:
     reference = ("unigram entropy of the validation text", entropy)
     plot = LossPlot(run_dir / "loss.png", f"{run_dir.name} ({recipe.corpus})", reference)
     stop = StopOnSignal()
-    # An epoch of Keras is the steps between two validations.
-    model.fit(
-        parts.training,
-        validation_data=parts.validation,
-        steps_per_epoch=min(recipe.validation_interval, recipe.steps),
-        epochs=math.ceil(recipe.steps / recipe.validation_interval),
-        callbacks=[log, weights, history, plot, stop, keras.callbacks.TerminateOnNaN()],
-        shuffle=False,
-    )
+    with place.scope():
+        # An epoch of Keras is the steps between two validations.
+        model.fit(
+            parts.training,
+            validation_data=parts.validation,
+            steps_per_epoch=min(recipe.validation_interval, recipe.steps),
+            epochs=math.ceil(recipe.steps / recipe.validation_interval),
+            callbacks=[log, weights, history, plot, stop, keras.callbacks.TerminateOnNaN()],
+            shuffle=False,
+        )
     figures: dict[str, Any] = {}
     if not stop.received:
-        model.load_weights(weights.best_so_far)
+        # Anew, on one device.
+        model = load_trained(run_dir, recipe, parts.tokenizer.vocabulary_size)
         losses = losses_by_position(
             model, parts.valid_ids, recipe.context_length, recipe.batch_size
         )
@@ -84,16 +89,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--recipe", default="quickstart", help="name in training/recipes, or file")
     parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
     parser.add_argument("--run_dir", type=Path, help="default: runs/<recipe>")
+    parser.add_argument("--devices", default="one", help="one, data, model=K or tpu: devices.py")
     parser.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_dir = options.run_dir or Path("runs") / Path(options.recipe).stem
     try:
         recipe = load_recipe(options.recipe, itertools.chain.from_iterable(options.set))
-        parts = assemble(recipe, options.data_dir)
+        place = devices.find(options.devices, recipe)
+        run_dir = place.folder(run_dir)
+        with place.scope():
+            parts = assemble(recipe, options.data_dir)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    summary = train(recipe, parts, run_dir)
+    summary = train(recipe, parts, run_dir, place)
     for key, value in summary.items():
         print(f"{key}: {value:,.4f}" if isinstance(value, float) else f"{key}: {value}")
     if summary["finished"]:
