@@ -12,16 +12,13 @@ os.environ.setdefault("JAX_ENABLE_X64", "1")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Tiny arrays, many programs: most of the time goes into optimizing what runs once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Simulated, for what runs on several.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 # A first example may compile for seconds, and a run must be repeatable.
 hypothesis.settings.register_profile("elita_tf", deadline=None, derandomize=True, database=None)
 # Other inputs every time, and many; a test takes `tests.helpers.budget` of them.
 hypothesis.settings.register_profile("soak", deadline=None, database=None, print_blob=True)
-
-if os.environ.get("KERAS_BACKEND") == "jax":
-    # Eight devices on one CPU, for the tests of sequences that are split over devices.
-    devices = "--xla_force_host_platform_device_count=8"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+import devices
 import run_folder
 from assembly import Parts, assemble
 from recipe import Recipe, load_recipe
@@ -21,6 +22,7 @@ class Request(NamedTuple):
     recipe: Recipe
     parts: Parts
     checkpoint: Checkpoint | None
+    place: devices.Place
 
 
 def read_request(description: str, arguments: list[str] | None = None) -> Request | None:
@@ -34,6 +36,7 @@ def read_request(description: str, arguments: list[str] | None = None) -> Reques
     parser.add_argument("--recipe", help=f"name in training/recipes, or file; default: {DEFAULT}")
     parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
     parser.add_argument("--run_dir", type=Path, help="default: runs/<recipe>")
+    parser.add_argument("--devices", default="one", help="one, data, model=K or tpu: devices.py")
     parser.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument(
         "--resume", action="store_true", help="begin nothing; the recipe is the run's own"
@@ -52,7 +55,8 @@ def _find(options: argparse.Namespace) -> Request | None:
     own = str(run_dir / "recipe.toml") if options.resume else DEFAULT
     overrides = itertools.chain.from_iterable(options.set)
     recipe = load_recipe(options.recipe or own, overrides)
-    checkpoint = None
+    place, checkpoint = devices.find(options.devices, recipe), None
+    run_dir = place.folder(run_dir)
     if not options.restart:
         checkpoint = run_folder.checkpoint_of(run_dir, recipe, options.force)
         if run_folder.is_finished(run_dir, recipe):
@@ -60,9 +64,10 @@ def _find(options: argparse.Namespace) -> Request | None:
             return None
     if options.resume and checkpoint is None:
         raise ValueError(f"--resume: {run_dir} holds no checkpoint to go on from.")
-    parts = assemble(recipe, options.data_dir, checkpoint.start_step if checkpoint else 0)
+    with place.scope():
+        parts = assemble(recipe, options.data_dir, checkpoint.start_step if checkpoint else 0)
     if checkpoint and not options.force:
         run_folder.require_same_text(checkpoint, parts.train_ids)
     if checkpoint:
         print(f"Going on after step {checkpoint.step} of {recipe.steps}: {checkpoint.path}")
-    return Request(run_dir, recipe, parts, checkpoint)
+    return Request(run_dir, recipe, parts, checkpoint, place)

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import devices
 import run_folder
-from assembly import Parts, describe_batch
+from assembly import Parts, describe_batch, load_trained
 from evaluate import losses_by_position, report
 from generate import keep_for_use
 from recipe import Recipe
@@ -55,17 +56,18 @@ def entropy_of(parts: Parts, token_ids: Any) -> float:
     return unigram_entropy(token_ids, parts.tokenizer.vocabulary_size)
 
 
-def train(
-    run_dir: Path, recipe: Recipe, parts: Parts, checkpoint: callbacks.Checkpoint | None
-) -> dict[str, Any]:
-    """Trains, or goes on from a checkpoint; returns the content of `summary.json`."""
-    run_folder.prepare(run_dir, recipe, parts.tokenizer, checkpoint)
-    model, watched = parts.model, watch(run_dir, recipe, parts, checkpoint)
-    log, stop = watched.log, watched.stop
+def fit(
+    recipe: Recipe,
+    parts: Parts,
+    checkpoint: callbacks.Checkpoint | None,
+    place: devices.Place,
+    watched: Watch,
+) -> None:
+    """Trains the model from the beginning, or from the checkpoint."""
     # An epoch of Keras is the steps between two validations.
-    epoch_steps, figures = min(recipe.validation_interval, recipe.steps), {}
-    try:
-        model.fit(
+    epoch_steps = min(recipe.validation_interval, recipe.steps)
+    with place.scope():
+        parts.model.fit(
             parts.training,
             validation_data=parts.validation,
             steps_per_epoch=epoch_steps,
@@ -74,7 +76,23 @@ def train(
             callbacks=watched.all,
             shuffle=False,
         )
-        model.load_weights(watched.weights.best_so_far)
+
+
+def train(
+    run_dir: Path,
+    recipe: Recipe,
+    parts: Parts,
+    checkpoint: callbacks.Checkpoint | None,
+    place: devices.Place = devices.ONE,
+) -> dict[str, Any]:
+    """Trains, or goes on from a checkpoint; returns the content of `summary.json`."""
+    run_folder.prepare(run_dir, recipe, parts.tokenizer, checkpoint)
+    watched = watch(run_dir, recipe, parts, checkpoint)
+    log, stop, figures = watched.log, watched.stop, {}
+    try:
+        fit(recipe, parts, checkpoint, place, watched)
+        # Anew, as validation takes one device.
+        model = load_trained(run_dir, recipe, parts.tokenizer.vocabulary_size)
         sizes = recipe.context_length, recipe.batch_size
         losses = losses_by_position(model, parts.valid_ids, *sizes, documents=parts.valid_documents)
         figures = report(parts.corpus["valid"], *losses)
@@ -96,7 +114,7 @@ def train(
         **{f"validation_{k}": figures.get(k) for k in ("loss", "perplexity", "bits_per_byte")},
         "validation_unigram_entropy": entropy_of(parts, parts.valid_ids),
         "train_unigram_entropy": entropy_of(parts, parts.train_ids),
-        "parameters": model.count_params(),
+        "parameters": parts.model.count_params(),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": run_folder.peak_memory_bytes(),
         "wall_time_seconds": log.wall_time,

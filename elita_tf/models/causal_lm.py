@@ -138,7 +138,7 @@ class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
         if optimizer == "auto":
             optimizer = keras.optimizers.Adam(CappedInverseSqrt(), beta_1=0.9, beta_2=0.99)
         self.chooses_jit_compile = jit_compile == "auto"
-        if self.chooses_jit_compile and not kwargs.get("run_eagerly") and self._on_one_device():
+        if self.chooses_jit_compile and not kwargs.get("run_eagerly") and self._num_replicas == 1:
             jit_compile = True
         super().compile(
             optimizer=optimizer,
@@ -148,10 +148,12 @@ class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
             **kwargs,
         )
 
-    def _on_one_device(self) -> bool:
+    @property
+    def _num_replicas(self) -> int:
         # Keras' TensorFlow models know their strategy, under several replicas of which XLA fails.
+        # On JAX a step is one program, however many devices run it.
         strategy = getattr(self, "distribute_strategy", None)
-        return strategy is None or strategy.num_replicas_in_sync == 1
+        return 1 if strategy is None else strategy.num_replicas_in_sync
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as saved, so that a reloaded model goes on with its optimizer's state."""
@@ -185,7 +187,8 @@ class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
             hidden_states, state = self.backbone.call_with_state(x, state, training=True)
             self.carried_state.write(state)
         loss = linear_cross_entropy(hidden_states, self.backbone.output_kernel, y, sample_weight)
-        return sum(self.losses, loss)
+        # Every replica has the mean over its part of the batch, and Keras adds these up.
+        return sum(self.losses, loss) / self._num_replicas
 
     def token_losses(
         self, token_ids: Any, labels: Any, padding_mask: Any = None, segment_ids: Any = None

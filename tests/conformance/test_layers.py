@@ -121,7 +121,7 @@ def test_compiled_by_xla_with_gradients(name: str) -> None:
     def function(*values: Any) -> dict:
         return run(layer, dict(zip(inputs, values, strict=True)))
 
-    eager = helpers.vjp(function, list(inputs.values()), cotangents)
+    eager = helpers.vjp(function, list(inputs.values()), cotangents, helpers.eager)
     compiled = helpers.vjp(function, list(inputs.values()), cotangents, helpers.xla)
     helpers.assert_close(compiled, eager, 3e-5)
     assert all(gradient.any() for gradient in eager.gradients)

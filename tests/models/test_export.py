@@ -23,6 +23,7 @@ from elita_tf.models import (
 from tests import helpers
 from tests.helpers import randomized
 
+pytestmark = helpers.tensorflow_only
 CONTEXT, STEPS = 6, 64
 EVERY = pytest.mark.parametrize("name", [*sorted(architectures), "learned_positions"])
 PROMPTS = ["3 and 4", "So they\ndo"]

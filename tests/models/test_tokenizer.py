@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from elita_tf.data import GPT2Tokenizer
 from elita_tf.models import ElitaGPT2Tokenizer
+from tests import helpers
 from tests.helpers import budget
 
+pytestmark = helpers.tensorflow_only
 TEXTS = [
     "3 and 4 make 7.\nSo they do: 12!\n",
     "",

@@ -1,0 +1,138 @@
+"""Where a run trains: on one device, or on several of this machine or of several machines.
+
+`find` gives what the flag `--devices` of `train.py` names, as a scope for building the model and
+for `fit`:
+
+    one       the backend's first device
+    data      the model on every device, each with its part of the batch
+    model=K   the model cut over K devices, and every K devices with their part of the batch (JAX)
+    tpu       TensorFlow's TPUStrategy (best effort: on a TPU, use JAX and `data`)
+
+Several processes, one a machine, are told of one another by the variables of
+`keras.distribution.initialize` (JAX: KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and
+_PROCESS_ID) or by TF_CONFIG (TensorFlow).
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+from recipe import Recipe
+
+# Heads, inner features and the vocabulary are cut; what writes into the residual stream is cut
+# along the axis that is summed over, so that a block needs one sum over the devices a branch.
+LAYOUTS = {
+    r".*/(query|key|value|logits|gate_up|output_gate)/kernel": (None, "model", None),
+    r".*_(attention2|attention2_query|gla|softmax)/output/kernel": ("model", None, None),
+    r".*_feed_forward2/first/kernel": (None, "model"),
+    r".*_feed_forward2/first/bias": ("model",),
+    r".*_feed_forward2/kernel": ("model", None, None),
+    r".*_swiglu/(gate|value)/kernel": (None, "model"),
+    r".*_swiglu/output/kernel": ("model", None),
+    r"token_embedding/embeddings": ("model", None),
+    r"token_embedding/reverse_embeddings": (None, "model"),
+}
+
+
+class Place(NamedTuple):
+    """A scope, the parts that it cuts a batch into, and whether this process writes the run."""
+
+    scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    num_replicas: int = 1
+    is_first: bool = True
+
+    def folder(self, run_dir: Path) -> Path:
+        """The run folder; in every process but the first, one that nobody reads."""
+        return run_dir if self.is_first else Path(tempfile.mkdtemp())
+
+
+ONE = Place()
+
+
+def find(devices: str, recipe: Recipe) -> Place:
+    """The devices of a run. Call it before anything computes.
+
+    Raises:
+        ValueError: devices that the backend cannot use, or that the recipe does not divide over.
+    """
+    kind, _, size = devices.partition("=")
+    if kind not in ("one", "data", "model", "tpu") or (size and not size.isdecimal()):
+        raise ValueError(f"--devices {devices}: expected one, data, model=K or tpu.")
+    backend = keras.backend.backend()
+    if backend == "jax" and tf.config.list_physical_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads the data
+    if kind == "one":
+        return ONE
+    place = _on_jax(kind, int(size or 0)) if backend == "jax" else _on_tensorflow(kind)
+    if recipe.batch_size % place.num_replicas:
+        raise ValueError(
+            f"--devices {devices}: a batch of {recipe.batch_size} does not divide over "
+            f"{place.num_replicas} parts. Choose another batch_size."
+        )
+    if backend == "tensorflow" and recipe.carry_state:
+        raise ValueError("carry_state needs --devices one, or KERAS_BACKEND=jax.")
+    if backend == "tensorflow" and recipe.clip_norm:
+        raise ValueError(
+            f"clip_norm={recipe.clip_norm}: on TensorFlow, Keras clips what each device has of the "
+            "gradient, not their sum. Choose clip_norm=0, --devices one or KERAS_BACKEND=jax."
+        )
+    return place
+
+
+def _on_tensorflow(kind: str) -> Place:
+    if kind == "model":
+        raise ValueError("--devices model needs KERAS_BACKEND=jax.")
+    if kind == "tpu":
+        strategy = tf.distribute.TPUStrategy(_tpu())
+    elif "TF_CONFIG" in os.environ:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+    resolver = strategy.cluster_resolver
+    is_first = resolver is None or not resolver.task_id
+    return Place(strategy.scope, strategy.num_replicas_in_sync, is_first)
+
+
+def _tpu() -> tf.distribute.cluster_resolver.TPUClusterResolver:
+    try:
+        return tf.distribute.cluster_resolver.TPUClusterResolver.connect("")
+    except (ValueError, tf.errors.OpError) as error:
+        raise ValueError(
+            f"TensorFlow reaches no TPU ({error}). On a TPU, JAX is the way that works: "
+            "KERAS_BACKEND=jax and --devices data."
+        ) from error
+
+
+def _on_jax(kind: str, size: int) -> Place:
+    import jax
+
+    if kind == "tpu":
+        raise ValueError("--devices tpu is TensorFlow's; JAX uses a TPU's cores with data.")
+    if "KERAS_DISTRIBUTION_NUM_PROCESSES" in os.environ:
+        keras.distribution.initialize()
+    count = keras.distribution.get_device_count()
+    size = size or count
+    if kind == "data":
+        distribution = keras.distribution.DataParallel()
+    elif count % size:
+        raise ValueError(f"--devices model={size}: {count} devices do not divide into {size}s.")
+    elif jax.process_count() > 1:
+        raise ValueError("--devices model is for one process, which saves all of the model.")
+    else:
+        distribution = model_parallel(count // size, size)
+    return Place(distribution.scope, distribution.num_model_replicas, jax.process_index() == 0)
+
+
+def model_parallel(num_replicas: int, size: int) -> keras.distribution.ModelParallel:
+    """`num_replicas` copies of the model, each cut over `size` devices as `LAYOUTS` says."""
+    mesh = keras.distribution.DeviceMesh((num_replicas, size), ["batch", "model"])
+    layouts = keras.distribution.LayoutMap(mesh)
+    for path, axes in LAYOUTS.items():
+        layouts[path] = axes
+    return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
