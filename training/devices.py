@@ -9,8 +9,10 @@ for `fit`:
     tpu       TensorFlow's TPUStrategy (best effort: on a TPU, use JAX and `data`)
 
 Several processes, one a machine, are told of one another by the variables of
-`keras.distribution.initialize` (JAX: KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and
-_PROCESS_ID) or by TF_CONFIG (TensorFlow).
+`keras.distribution.initialize` (KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID),
+on JAX alone: under MultiWorkerMirroredStrategy Keras 3.15's `fit` ends with "ValueError: Attempt to
+convert a value ({'token_ids': PerReplica:{...}}) with an unsupported type (<class 'dict'>) to a
+Tensor."
 """
 
 import contextlib
@@ -90,13 +92,14 @@ def _on_tensorflow(kind: str) -> Place:
     if kind == "tpu":
         strategy = tf.distribute.TPUStrategy(_tpu())
     elif "TF_CONFIG" in os.environ:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        raise ValueError(
+            "TF_CONFIG names several machines: on TensorFlow, Keras trains on those of one only. "
+            "Choose KERAS_BACKEND=jax, or unset TF_CONFIG."
+        )
     else:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
-    resolver = strategy.cluster_resolver
-    is_first = resolver is None or not resolver.task_id
-    return Place(strategy.scope, strategy.num_replicas_in_sync, is_first)
+    return Place(strategy.scope, strategy.num_replicas_in_sync)
 
 
 def _tpu() -> tf.distribute.cluster_resolver.TPUClusterResolver:

@@ -99,7 +99,9 @@ def test_narrow_heads_have_short_chunks(
 ) -> None:
     received = []
 
-    def op(query: Any, key: Any, value: Any, *rest: Any, chunk_size: int) -> tuple[Any, Any]:
+    def op(
+        query: Any, key: Any, value: Any, *rest: Any, chunk_size: int, **options: Any
+    ) -> tuple[Any, Any]:
         received.append(chunk_size)
         return value, None
 

@@ -137,3 +137,10 @@ def test_a_batch_that_does_not_divide() -> None:
 def test_what_tensorflow_has_on_one_device_only(change: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))}.*KERAS_BACKEND=jax"):
         devices.find("data", SimpleNamespace(**{**vars(RECIPE), **change}))
+
+
+@helpers.tensorflow_only
+def test_several_machines_need_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}}')
+    with pytest.raises(ValueError, match="TF_CONFIG.*KERAS_BACKEND=jax"):
+        devices.find("data", RECIPE)
