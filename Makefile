@@ -41,7 +41,7 @@ test-jax: $(INSTALLED_JAX)
 	KERAS_BACKEND=jax $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(TESTS_OF_BACKENDS) $(ARGS)
 
 soak: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest --soak $(LONG_TESTS)
+	$(VENV_PYTHON) -m pytest --soak --numprocesses=auto --maxprocesses=4 $(LONG_TESTS)
 	$(VENV_PYTHON) tests/soak.py $(ARGS)
 
 bench: $(INSTALLED)

@@ -16,11 +16,14 @@ class OptionalInputs:
     """
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        require_inputs(self.name, inputs)
-        return super().__call__({**_ABSENT, **inputs}, *args, **kwargs)
+        return super().__call__(self._completed(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> Any:
-        return super().call({**_ABSENT, **inputs}, training=training, mask=mask)
+        return super().call(self._completed(inputs), training=training, mask=mask)
+
+    def _completed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        require_inputs(self.name, inputs)
+        return {**_ABSENT, **inputs}
 
 
 def symbolic_inputs() -> dict[str, Any]:

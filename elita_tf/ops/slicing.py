@@ -18,8 +18,13 @@ def slice_size(tokens: Any, elements_per_token: int) -> int:
 
 
 def split_slices(x: Any, size: int) -> Any:
-    """(tokens, ...) to (slices, size, ...), the last slice filled up with zeros."""
+    """(tokens, ...) to (slices, size, ...), the last slice filled up with zeros.
+
+    Where no token is known to come, there is one slice of zeros: JAX has no loop over nothing.
+    """
     num_slices = (ops.shape(x)[0] + size - 1) // size
+    if isinstance(num_slices, int):
+        num_slices = max(num_slices, 1)
     padding = [[0, num_slices * size - ops.shape(x)[0]]] + [[0, 0]] * (len(x.shape) - 1)
     return ops.reshape(ops.pad(x, padding), (num_slices, size, *x.shape[1:]))
 

@@ -42,14 +42,13 @@ def make_inputs(dtype: str = "float64") -> np.ndarray:
     return np.random.default_rng(3).standard_normal((BATCH, TIME, WIDTH)).astype(dtype)
 
 
-def separate(layer: keras.layers.Layer, mask: np.ndarray, inputs: Any) -> Any:
+def separate(layer: keras.layers.Layer, mask: np.ndarray, numbers: np.ndarray, inputs: Any) -> Any:
     """The layer called once per row and segment, on its real positions; 0 at the others."""
     rows = []
     for row in range(BATCH):
-        numbers = np.array(number_segments(SEGMENT_IDS, mask))[row]
         outputs: list = [keras.ops.zeros((1, WIDTH), "float64")] * TIME
-        for number in np.unique(numbers):
-            places = np.flatnonzero((numbers == number) & mask[row])
+        for number in np.unique(numbers[row]):
+            places = np.flatnonzero((numbers[row] == number) & mask[row])
             piece = keras.ops.take(inputs[row : row + 1], places, axis=1)
             called = layer(piece)
             for i, place in enumerate(places):
@@ -70,7 +69,8 @@ def test_packed_segments_are_separate_calls(factory: Callable, mask: np.ndarray 
         return keras.ops.where(real[..., None], outputs, 0.0)
 
     received = helpers.vjp(packed, [inputs], cotangents)
-    expected = helpers.vjp(partial(separate, layer, real), [inputs], cotangents)
+    numbers = np.array(number_segments(SEGMENT_IDS, real))
+    expected = helpers.vjp(partial(separate, layer, real, numbers), [inputs], cotangents)
     helpers.assert_close(received.outputs, expected.outputs, LAYER_BOUND)
     helpers.assert_close(received.gradients, expected.gradients, LAYER_BOUND)
 

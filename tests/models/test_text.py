@@ -18,6 +18,7 @@ from elita_tf.models import (
 from tests import helpers
 from tests.helpers import randomized
 
+pytestmark = pytest.mark.usefixtures("without_int64")
 TEXTS = ["3 and 4 make 7.", "So they do: 12!", "5 and 8 make 13.", "0 and 1 make 1."]
 KINDS = pytest.mark.parametrize("kind", ["lossless", "default"])
 
