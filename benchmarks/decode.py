@@ -37,20 +37,26 @@ MEMORY_LIMIT = 8 * 2**30
 State = dict[str, tf.Tensor]
 
 
+def language_model(name: str, window: int, dtype: str = "float32") -> ElitaCausalLM:
+    """The model of a recipe, with weights that are the same in every dtype."""
+    recipe = load_recipe(f"{name}-wikitext2", [f"context_length={window}"])
+    model = Case("decode", name, recipe).build(dtype)
+    harness.randomize(model)
+    return model
+
+
 class Decoder:
     """A model, its compiled prefill and step, and the state at its position."""
 
-    def __init__(self, name: str, window: int, dtype: str = "float32") -> None:
-        recipe = load_recipe(f"{name}-wikitext2", [f"context_length={window}"])
-        self.model: ElitaCausalLM = Case("decode", name, recipe).build(dtype)
-        harness.randomize(self.model)
+    def __init__(self, name: str, window: int) -> None:
+        self.model = language_model(name, window)
         self.state = self.model.backbone.get_initial_state(1)
         self.position, self.tokens_per_second = 0, 0.0
         pieces = tf.TensorSpec((1, None), "int32")
         leaves = {k: tf.TensorSpec(x.shape, x.dtype) for k, x in self.state.items()}
         prefill = tf.function(lambda ids, state: self.model.prefill(ids, state=state))
         self._prefill = prefill.get_concrete_function(pieces, leaves)
-        step = tf.function(self.model.step)
+        step = tf.function(lambda ids, state: self.model.step(ids, state))
         self.advance = step.get_concrete_function(tf.TensorSpec((1,), "int32"), leaves)
 
     def read(self, token_ids: np.ndarray) -> None:
@@ -119,7 +125,7 @@ def parity(name: str) -> float:
     decoder.read(token_ids[:, : length // 3])
     decoder.read(token_ids[:, length // 3 : -1])
     logits, _ = decoder.advance(tf.constant(token_ids[:, -1]), decoder.state)
-    exact = Decoder(name, length, "float64").model({"token_ids": token_ids})
+    exact = language_model(name, length, "float64")({"token_ids": token_ids})
     return harness.require_parity(name, harness.relative_error([logits], [exact[:, -1]]))
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -47,6 +48,14 @@ def test_literal_baseline_equals_its_equations():
     token_ids = np.random.default_rng(0).integers(23, size=(2, 7))
     expected = baselines.literal_elita_logits(model, token_ids)
     assert relative_error(model({"token_ids": token_ids}), expected) < 3e-5
+
+
+def test_decoders_go_on_from_their_state():
+    before = keras.config.dtype_policy()
+    try:
+        assert load("decode").parity("elita") < 3e-5
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def test_parity_gate_refuses():
