@@ -69,7 +69,8 @@ class ElitaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
         if not tf.executing_eagerly():
             self._revive()
             return self._tokenize_in_graph(tf.convert_to_tensor(inputs))
-        texts = np.asarray(inputs)
+        # Of NumPy's own strings, trailing NULs are lost.
+        texts = np.asarray(inputs, dtype=object)
         rows = [self._tokenize_text(text) for text in np.ravel(texts)]
         return rows if texts.ndim else rows[0]
 
