@@ -133,8 +133,12 @@ def xla(function: Callable) -> Callable:
 
 
 def jitted(function: Callable) -> Callable:
-    """On JAX, which would compile every operation of its own, the function compiled once."""
-    return xla(function) if BACKEND == "jax" else function
+    """On JAX, which would compile every operation of its own, the function compiled once.
+
+    Weights are constants of it: make another after they change, and give it no dropout.
+    """
+    # Of equal functions, as a model is to itself, JAX would compile the first only.
+    return xla(lambda *args, **kwargs: function(*args, **kwargs)) if BACKEND == "jax" else function
 
 
 def dynamic_vjp(function: Callable, arguments: Sequence, outputs: Any, sizes: set[int]) -> Callable:

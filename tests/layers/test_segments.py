@@ -140,9 +140,7 @@ def test_no_output_depends_on_another_segment(factory: Callable) -> None:
     changed = inputs.copy()
     changed[0, 1:7] += 50.0
     call = jitted(layer)
-    before, after = (
-        helpers.leaves(call(x, segment_ids=SEGMENT_IDS))[0] for x in (inputs, changed)
-    )
+    before, after = (helpers.leaves(call(x, segment_ids=SEGMENT_IDS))[0] for x in (inputs, changed))
     assert np.array_equal(before[0, 7:], after[0, 7:]) and np.array_equal(before[1], after[1])
     assert (before[0, 1:7] != after[0, 1:7]).any(axis=1).all()
 
