@@ -6,6 +6,7 @@ SavedModel signatures are flat.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from elita_tf import layers
 from tests import helpers
-from tests.helpers import BATCH, CHUNK, HEADS, TIME, VALUE_DIM
+from tests.helpers import BATCH, CHUNK, HEADS, TIME, VALUE_DIM, jitted
 
 WIDTH = 12
 ROWS: dict[str, Callable[..., keras.layers.Layer]] = {
@@ -109,14 +110,14 @@ def test_functional_model_of_unknown_batch_and_time(name: str) -> None:
     model = make_model(layer)
     for batch, time in ((BATCH, TIME), (1, 1), (5, 6)):
         inputs = make_inputs(layer, batch, time)
-        assert_same(model(inputs), run(layer, inputs))
+        assert_same(jitted(model)(inputs), jitted(partial(run, layer))(inputs))
 
 
 @EVERY_LAYER
 def test_compiled_by_xla_with_gradients(name: str) -> None:
     layer = make_layer(name)
     inputs = make_inputs(layer)
-    cotangents = helpers.random_like(helpers.leaves(run(layer, inputs)))
+    cotangents = helpers.random_like(helpers.leaves(jitted(partial(run, layer))(inputs)))
 
     def function(*values: Any) -> dict:
         return run(layer, dict(zip(inputs, values, strict=True)))
@@ -131,10 +132,10 @@ def test_compiled_by_xla_with_gradients(name: str) -> None:
 def test_mixed_bfloat16(name: str) -> None:
     layer, mixed = make_layer(name), make_layer(name, "mixed_bfloat16")
     inputs = make_inputs(layer)
-    outputs = run(mixed, inputs)["outputs"]
+    outputs = jitted(partial(run, mixed))(inputs)["outputs"]
     assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
     assert {weight.dtype for weight in mixed.weights} == {"float32"}
-    assert_same(outputs, run(layer, inputs)["outputs"], 3e-2)
+    assert_same(outputs, jitted(partial(run, layer))(inputs)["outputs"], 3e-2)
 
 
 @EVERY_LAYER
@@ -143,7 +144,7 @@ def test_keras_file(name: str, tmp_path: Path) -> None:
     model, inputs = make_model(layer), make_inputs(layer)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert_same(loaded(inputs), model(inputs), 0.0)
+    assert_same(jitted(loaded)(inputs), jitted(model)(inputs), 0.0)
     configs = [
         json.dumps([x.get_config() for x in each.layers if name in str(type(x))])
         for each in (model, loaded)
@@ -171,7 +172,7 @@ def test_fit(name: str) -> None:
     model = make_model(layer)
     model = keras.Model(model.inputs, model.output["outputs"])
     inputs = [make_inputs(layer, 8)[tensor.name] for tensor in model.inputs]
-    targets = run(make_layer(name), make_inputs(layer, 8))["outputs"] * 0.5
+    targets = jitted(partial(run, make_layer(name)))(make_inputs(layer, 8))["outputs"] * 0.5
     before = [weight.copy() for weight in layer.get_weights()]
     model.compile(keras.optimizers.Adam(1e-2), "mse")
     losses = model.fit(inputs, targets, batch_size=4, epochs=6, verbose=0).history["loss"]

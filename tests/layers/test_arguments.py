@@ -73,7 +73,7 @@ def behaviour(layer: keras.layers.Layer) -> tuple[list, list]:
     keras.utils.set_random_seed(0)
     inputs = np.random.default_rng(3).standard_normal((BATCH, TIME, WIDTH)).astype("float32")
     layer.build(inputs.shape)
-    return layer.get_weights(), helpers.leaves([layer(inputs), *layer.losses])
+    return layer.get_weights(), helpers.leaves([helpers.jitted(layer)(inputs), *layer.losses])
 
 
 def differs(first: list, second: list) -> bool:

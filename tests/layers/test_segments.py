@@ -12,7 +12,7 @@ import pytest
 from elita_tf.layers import Attention2, CausalSelfAttention, GatedLinearAttention, Streaming
 from elita_tf.layers.segments import number_segments
 from tests import helpers
-from tests.helpers import CHUNK, HEADS, KEY_DIM, LAYER_BOUND, VALUE_DIM, randomized
+from tests.helpers import CHUNK, HEADS, KEY_DIM, LAYER_BOUND, VALUE_DIM, jitted, randomized
 
 WIDTH = 12
 FACTORIES = {
@@ -75,9 +75,9 @@ def test_packed_segments_are_separate_calls(factory: Callable, mask: np.ndarray 
     helpers.assert_close(received.gradients, expected.gradients, LAYER_BOUND)
 
 
-def run_pieces(streaming: Streaming, split: tuple, mask: np.ndarray | None) -> tuple:
+def run_pieces(streaming: Callable, state: dict, split: tuple, mask: np.ndarray | None) -> tuple:
     """The outputs of all pieces of these lengths, and the last state."""
-    state, pieces, start = streaming.get_initial_state(BATCH), [], 0
+    pieces, start = [], 0
     for length in split:
         piece = slice(start, start + length)
         outputs, state = streaming(
@@ -95,12 +95,14 @@ def run_pieces(streaming: Streaming, split: tuple, mask: np.ndarray | None) -> t
 @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
 def test_pieces_and_steps_are_the_whole(factory: Callable, mask: np.ndarray | None) -> None:
     streaming = Streaming(make_layer(factory))
-    whole = helpers.leaves(streaming.layer(make_inputs(), mask=mask, segment_ids=SEGMENT_IDS))[0]
+    whole = jitted(streaming.layer)(make_inputs(), mask=mask, segment_ids=SEGMENT_IDS)
+    whole = helpers.leaves(whole)[0]
     real = np.ones_like(MASK) if mask is None else mask
-    _, final = run_pieces(streaming, (TIME,), mask)
+    call, empty = jitted(streaming), streaming.get_initial_state(BATCH)
+    _, final = run_pieces(call, empty, (TIME,), mask)
     assert helpers.leaves(final["segment_id"])[0].tolist() == [4, 4]
     for split in ((1,) * TIME, (7, 6), (2, 3, 4, 4)):
-        chained, state = run_pieces(streaming, split, mask)
+        chained, state = run_pieces(call, empty, split, mask)
         helpers.assert_close(chained[real], whole[real], LAYER_BOUND)
         assert state.keys() == final.keys()
         helpers.assert_close(helpers.leaves(state), helpers.leaves(final), LAYER_BOUND)
@@ -110,23 +112,23 @@ def test_pieces_and_steps_are_the_whole(factory: Callable, mask: np.ndarray | No
 def test_without_segments_a_call_goes_on_with_the_segment(factory: Callable) -> None:
     layer, inputs = make_layer(factory), make_inputs()
     ids = np.full((BATCH, 5), 3)
-    whole = helpers.leaves(layer(inputs))[0]
-    empty = layer.get_initial_state(BATCH)
-    first, state = layer.call_with_state(inputs[:, :5], empty, segment_ids=ids)
-    second, state = layer.call_with_state(inputs[:, 5:8], state)
-    third, state = layer.call_with_state(inputs[:, 8:], state, segment_ids=ids)
+    whole = helpers.leaves(jitted(layer)(inputs))[0]
+    empty, call_with_state = layer.get_initial_state(BATCH), jitted(layer.call_with_state)
+    first, state = call_with_state(inputs[:, :5], empty, segment_ids=ids)
+    second, state = call_with_state(inputs[:, 5:8], state)
+    third, state = call_with_state(inputs[:, 8:], state, segment_ids=ids)
     chained = np.concatenate(helpers.leaves([first, second, third]), axis=1)
     helpers.assert_close(chained, whole, LAYER_BOUND)
-    assert "segment_id" not in layer.call_with_state(inputs, empty)[1]
+    assert "segment_id" not in call_with_state(inputs, empty)[1]
 
 
 @LAYERS
 def test_a_masked_piece_keeps_the_state_whatever_its_ids(factory: Callable) -> None:
     layer, inputs = make_layer(factory), make_inputs()
-    state = layer.get_initial_state(BATCH)
-    _, state = layer.call_with_state(inputs, state, segment_ids=SEGMENT_IDS)
+    state, call_with_state = layer.get_initial_state(BATCH), jitted(layer.call_with_state)
+    _, state = call_with_state(inputs, state, segment_ids=SEGMENT_IDS)
     none = np.zeros_like(MASK)
-    _, after = layer.call_with_state(inputs, state, mask=none, segment_ids=SEGMENT_IDS + 7)
+    _, after = call_with_state(inputs, state, mask=none, segment_ids=SEGMENT_IDS + 7)
     assert after.keys() == state.keys()
     for name in state:
         assert np.array_equal(*helpers.leaves([after[name], state[name]])), name
@@ -137,9 +139,8 @@ def test_no_output_depends_on_another_segment(factory: Callable) -> None:
     layer, inputs = make_layer(factory, "float32"), make_inputs("float32")
     changed = inputs.copy()
     changed[0, 1:7] += 50.0
-    before, after = (
-        helpers.leaves(layer(x, segment_ids=SEGMENT_IDS))[0] for x in (inputs, changed)
-    )
+    call = jitted(layer)
+    before, after = (helpers.leaves(call(x, segment_ids=SEGMENT_IDS))[0] for x in (inputs, changed))
     assert np.array_equal(before[0, 7:], after[0, 7:]) and np.array_equal(before[1], after[1])
     assert (before[0, 1:7] != after[0, 1:7]).any(axis=1).all()
 
@@ -166,7 +167,7 @@ def test_a_saved_functional_model_of_unknown_sizes(factory: Callable, tmp_path: 
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for rows, time in ((BATCH, TIME), (1, 1), (1, 10)):
         x, ids = make_inputs("float32")[:rows, :time], SEGMENT_IDS[:rows, :time]
-        expected = helpers.leaves(layer(x, segment_ids=ids))
+        expected = helpers.leaves(jitted(layer)(x, segment_ids=ids))
         for each in (model, loaded):
             received = each.predict([x, ids], verbose=0)
             assert received.shape == (rows, time, WIDTH)

@@ -8,7 +8,17 @@ import pytest
 
 from elita_tf.layers import Attention2, CausalSelfAttention, GatedLinearAttention
 from tests import helpers
-from tests.helpers import BATCH, CHUNK, HEADS, KEY_DIM, LAYER_BOUND, TIME, VALUE_DIM, randomized
+from tests.helpers import (
+    BATCH,
+    CHUNK,
+    HEADS,
+    KEY_DIM,
+    LAYER_BOUND,
+    TIME,
+    VALUE_DIM,
+    jitted,
+    randomized,
+)
 
 WIDTH = 12
 FACTORIES = {
@@ -49,6 +59,10 @@ def mask_of(rows: tuple) -> np.ndarray:
     return mask
 
 
+def numpy_state(state: dict) -> dict:
+    return dict(zip(state, helpers.leaves(list(state.values())), strict=True))
+
+
 def assert_same_state(actual: dict, expected: dict, bound: float = LAYER_BOUND) -> None:
     assert actual.keys() == expected.keys()
     helpers.assert_close(helpers.leaves(actual), helpers.leaves(expected), bound)
@@ -58,14 +72,15 @@ def assert_same_state(actual: dict, expected: dict, bound: float = LAYER_BOUND) 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_pieces_chained_through_the_state_are_the_whole(factory: Callable, split: tuple) -> None:
     layer, inputs = make_layer(factory), make_inputs()
+    call_with_state = jitted(layer.call_with_state)
     state, pieces, start = layer.get_initial_state(BATCH), [], 0
     for length in split:
-        outputs, state = layer.call_with_state(inputs[:, start : start + length], state)
+        outputs, state = call_with_state(inputs[:, start : start + length], state)
         pieces.append(helpers.leaves(outputs)[0])
         start += length
-    expected = helpers.leaves(layer(inputs))[0]
+    expected = helpers.leaves(jitted(layer)(inputs))[0]
     helpers.assert_close(np.concatenate(pieces, axis=1), expected, LAYER_BOUND)
-    whole = layer.call_with_state(inputs, layer.get_initial_state(BATCH))[1]
+    whole = call_with_state(inputs, layer.get_initial_state(BATCH))[1]
     assert_same_state(state, whole)
 
 
@@ -74,26 +89,28 @@ def test_pieces_chained_through_the_state_are_the_whole(factory: Callable, split
 def test_masked_positions_take_no_part(factory: Callable, rows: tuple) -> None:
     layer, inputs, mask = make_layer(factory), make_inputs(), mask_of(rows)
     inputs[~mask] = 1e3
-    outputs, state = layer.call_with_state(inputs, layer.get_initial_state(BATCH), mask=mask)
-    called = helpers.leaves(layer(inputs, mask=mask))[0]
-    assert np.isfinite(called).all() and np.isfinite(helpers.leaves(outputs)[0]).all()
+    call_with_state = jitted(layer.call_with_state)
+    outputs, state = call_with_state(inputs, layer.get_initial_state(BATCH), mask=mask)
+    outputs, state = helpers.leaves(outputs)[0], numpy_state(state)
+    called = helpers.leaves(jitted(layer)(inputs, mask=mask))[0]
+    helpers.assert_finite([called, outputs])
     for row, positions in enumerate(rows):
         alone = inputs[row : row + 1, list(positions)]
-        expected, final = layer.call_with_state(alone, layer.get_initial_state(1))
-        for result in (called, helpers.leaves(outputs)[0]):
-            helpers.assert_close(
-                [result[row, list(positions)]], helpers.leaves(expected[0]), LAYER_BOUND
-            )
+        expected, final = call_with_state(alone, layer.get_initial_state(1))
+        expected = helpers.leaves(expected)[0][0]
+        for result in (called, outputs):
+            helpers.assert_close([result[row, list(positions)]], [expected], LAYER_BOUND)
         assert_same_state({name: leaf[row : row + 1] for name, leaf in state.items()}, final)
 
 
 @LAYERS
 def test_masks_between_chained_pieces(factory: Callable) -> None:
     layer, inputs, mask = make_layer(factory), make_inputs(), mask_of(MASKS["holes"])
-    whole, final = layer.call_with_state(inputs, layer.get_initial_state(BATCH), mask=mask)
+    call_with_state = jitted(layer.call_with_state)
+    whole, final = call_with_state(inputs, layer.get_initial_state(BATCH), mask=mask)
     state, pieces = layer.get_initial_state(BATCH), []
     for piece in (slice(0, 3), slice(3, 4), slice(4, 12), slice(12, TIME)):
-        outputs, state = layer.call_with_state(inputs[:, piece], state, mask=mask[:, piece])
+        outputs, state = call_with_state(inputs[:, piece], state, mask=mask[:, piece])
         pieces.append(helpers.leaves(outputs)[0])
     chained = np.concatenate(pieces, axis=1)
     helpers.assert_close(chained[mask], helpers.leaves(whole)[0][mask], LAYER_BOUND)
@@ -103,12 +120,14 @@ def test_masks_between_chained_pieces(factory: Callable) -> None:
 @LAYERS
 def test_a_fully_masked_row_keeps_its_state(factory: Callable) -> None:
     layer, inputs = make_layer(factory), make_inputs()
-    state = layer.call_with_state(inputs, layer.get_initial_state(BATCH))[1]
+    call_with_state = jitted(layer.call_with_state)
+    state = call_with_state(inputs, layer.get_initial_state(BATCH))[1]
     mask = np.stack([np.zeros(TIME, "bool"), np.ones(TIME, "bool")])
     for before in (state, layer.get_initial_state(BATCH)):
-        outputs, after = layer.call_with_state(inputs, before, mask=mask)
+        outputs, after = call_with_state(inputs, before, mask=mask)
         helpers.assert_finite(helpers.leaves(outputs))
-        first = [{name: leaf[:1] for name, leaf in each.items()} for each in (after, before)]
+        states = numpy_state(after), numpy_state(before)
+        first = [{name: leaf[:1] for name, leaf in each.items()} for each in states]
         assert_same_state(*first, bound=0.0)
 
 
@@ -141,7 +160,8 @@ def test_no_output_depends_on_a_later_position(factory: Callable, position: int)
     layer, inputs = make_layer(factory, "float32"), make_inputs(dtype="float32")
     changed = inputs.copy()
     changed[:, position] += 50.0
-    before, after = helpers.leaves([layer(inputs), layer(changed)])
+    call = jitted(layer)
+    before, after = helpers.leaves([call(inputs), call(changed)])
     assert np.array_equal(before[:, :position], after[:, :position])
     assert not np.array_equal(before[:, position], after[:, position])
 
@@ -152,7 +172,7 @@ def test_state_is_a_flat_dict_with_the_batch_first(factory: Callable, dtype: str
     layer = make_layer(factory, dtype)
     empty = layer.get_initial_state(BATCH)
     # NumPy in, as a server would send it, and outside of __call__.
-    fed = dict(zip(empty, helpers.leaves(list(empty.values())), strict=True))
+    fed = numpy_state(empty)
     inputs = make_inputs(dtype="float64" if dtype == "float64" else "float32")
     _, state = layer.call_with_state(inputs, fed)
     for each in (empty, state):

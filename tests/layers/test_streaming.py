@@ -6,7 +6,7 @@ import pytest
 
 from elita_tf.layers import Attention2, CausalSelfAttention, GatedLinearAttention, Streaming
 from tests import helpers
-from tests.helpers import BATCH, HEADS, LAYER_BOUND, TIME, randomized
+from tests.helpers import BATCH, HEADS, LAYER_BOUND, TIME, jitted, randomized
 
 WIDTH = 12
 LAYERS = pytest.mark.parametrize(
@@ -34,12 +34,13 @@ def make_inputs(dtype: str = "float64") -> np.ndarray:
 @pytest.mark.parametrize("split", [(1,) * TIME, (6, 7), (2, 10, 1)], ids=str)
 def test_pieces_are_the_whole(make_layer, split: tuple[int, ...]) -> None:
     streaming, inputs = make_streaming(make_layer), make_inputs()
+    call = jitted(streaming)
     state, pieces, start = streaming.get_initial_state(BATCH), [], 0
     for length in split:
-        outputs, state = streaming(inputs[:, start : start + length], state)
+        outputs, state = call(inputs[:, start : start + length], state)
         pieces.append(helpers.leaves(outputs)[0])
         start += length
-    whole = helpers.leaves(streaming.layer(inputs))[0]
+    whole = helpers.leaves(jitted(streaming.layer)(inputs))[0]
     helpers.assert_close(np.concatenate(pieces, axis=1), whole, LAYER_BOUND)
 
 
@@ -49,9 +50,9 @@ def test_masked_pieces(make_layer) -> None:
     mask = np.random.default_rng(0).random((BATCH, TIME)) < 0.6
     state, pieces = streaming.get_initial_state(BATCH), []
     for piece in (slice(0, 5), slice(5, TIME)):
-        outputs, state = streaming(inputs[:, piece], state, mask=mask[:, piece])
+        outputs, state = jitted(streaming)(inputs[:, piece], state, mask=mask[:, piece])
         pieces.append(helpers.leaves(outputs)[0])
-    whole = helpers.leaves(streaming.layer(inputs, mask=mask))[0]
+    whole = helpers.leaves(jitted(streaming.layer)(inputs, mask=mask))[0]
     helpers.assert_close(np.concatenate(pieces, axis=1)[mask], whole[mask], LAYER_BOUND)
 
 
@@ -77,8 +78,8 @@ def test_in_a_functional_model_of_unknown_length(make_layer) -> None:
     }
     x = keras.Input((None, WIDTH), dtype="float64", name="x")
     model = keras.Model([x, symbolic], streaming(x, symbolic))
-    expected = helpers.leaves(streaming(inputs, state))
-    outputs = model([keras.ops.convert_to_tensor(inputs), state])
+    expected = helpers.leaves(jitted(streaming)(inputs, state))
+    outputs = jitted(model)([keras.ops.convert_to_tensor(inputs), state])
     helpers.assert_close(helpers.leaves(outputs), expected, LAYER_BOUND)
 
 

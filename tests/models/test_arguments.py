@@ -1,5 +1,6 @@
 """What can be mistyped in making and calling a model is a ValueError: received, expected, fix."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from elita_tf.models import (
     load_gpt2_embeddings,
 )
 from elita_tf.schedules import CappedInverseSqrt
+from tests.helpers import QUICKEST, jitted
 
 VOCABULARY, BATCH, TIME = 20, 2, 5
 IDS = np.arange(BATCH * TIME, dtype="int32").reshape(BATCH, TIME)
@@ -41,7 +43,7 @@ def model(backbone: ElitaBackbone) -> ElitaCausalLM:
 def fit(inputs: Any, labels: Any = None, carried_batch_size: int | None = None) -> None:
     """`fit` of a new model: on JAX, Keras loses the weights if the first step fails."""
     model = ElitaCausalLM(make_backbone(), carried_batch_size=carried_batch_size)
-    model.compile(run_eagerly=True, jit_compile=False)
+    model.compile(run_eagerly=not QUICKEST, jit_compile=QUICKEST)
     model.fit(inputs, labels, batch_size=BATCH, verbose=0)
 
 
@@ -102,10 +104,10 @@ def test_a_state_that_does_not_fit(model: ElitaCausalLM) -> None:
     ):
         for state in (backbone.get_initial_state(1), backbone.get_initial_state(BATCH + 1)):
             with pytest.raises(ValueError, match=r"state .*: expected inputs \(batch, time, 24\)"):
-                call(state)
+                jitted(partial(call, state))()
         for state in ({}, None, {**good, "more": 1}, list(good)):
             with pytest.raises(ValueError, match="state.*get_initial_state"):
-                call(state)
+                jitted(partial(call, state))()
 
 
 def test_token_ids_of_a_step_and_of_a_prompt(model: ElitaCausalLM) -> None:

@@ -1,12 +1,15 @@
 """The decoder: its wiring, its arguments and what its inputs may look like."""
 
+from functools import partial
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 
 from elita_tf import layers
 from elita_tf.models import ElitaBackbone, architectures
-from tests.helpers import randomized
+from tests.helpers import jitted, randomized
 
 VOCABULARY, TIME = 23, 9
 ARGUMENTS = {
@@ -34,8 +37,9 @@ def test_later_tokens_do_not_reach_earlier_hidden_states(mixer: str) -> None:
     ids = token_ids()
     changed = ids.copy()
     changed[:, 5] = (changed[:, 5] + 1) % VOCABULARY
-    before = np.array(backbone({"token_ids": ids}))
-    after = np.array(backbone({"token_ids": changed}))
+    call = jitted(backbone)
+    before = np.array(call({"token_ids": ids}))
+    after = np.array(call({"token_ids": changed}))
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert np.abs(before[:, 5:] - after[:, 5:]).max(axis=(0, 2)).min() > 0
 
@@ -44,11 +48,11 @@ def test_later_tokens_do_not_reach_earlier_hidden_states(mixer: str) -> None:
 def test_padding_on_either_side_changes_nothing(mixer: str) -> None:
     backbone = randomized(ElitaBackbone(**ARGUMENTS, mixers=mixer))
     ids = token_ids(batch=1)
-    expected = np.array(backbone({"token_ids": ids}))
+    expected = np.array(jitted(backbone)({"token_ids": ids}))
     for before, after in ((4, 0), (0, 3)):
         padded = np.pad(ids, ((0, 0), (before, after)), constant_values=1)
         mask = np.pad(np.ones_like(ids, bool), ((0, 0), (before, after)))
-        outputs = np.array(backbone({"token_ids": padded, "padding_mask": mask}))
+        outputs = np.array(jitted(backbone)({"token_ids": padded, "padding_mask": mask}))
         np.testing.assert_allclose(
             outputs[:, before : before + TIME], expected, atol=1e-5, rtol=1e-4
         )
@@ -58,11 +62,18 @@ def test_block_is_two_residual_lines() -> None:
     arguments = {**ARGUMENTS, "num_layers": 1, "mixers": "gla", "feed_forward": "swiglu"}
     backbone = randomized(ElitaBackbone(**arguments))
     layer = backbone.get_layer
-    x = layer("token_embedding")(token_ids())
-    x = x + layer("block_0_gla")(layer("block_0_mixer_norm")(x))
-    x = x + layer("block_0_swiglu")(layer("block_0_feed_forward_norm")(x))
+
+    @jitted
+    def written_out(ids: np.ndarray) -> Any:
+        x = layer("token_embedding")(ids)
+        x = x + layer("block_0_gla")(layer("block_0_mixer_norm")(x))
+        x = x + layer("block_0_swiglu")(layer("block_0_feed_forward_norm")(x))
+        return layer("final_norm")(x)
+
     np.testing.assert_allclose(
-        np.array(backbone({"token_ids": token_ids()})), np.array(layer("final_norm")(x)), atol=1e-5
+        np.array(jitted(backbone)({"token_ids": token_ids()})),
+        np.array(written_out(token_ids())),
+        atol=1e-5,
     )
 
 
@@ -72,7 +83,8 @@ def test_blocks_start_as_the_identity(mixer: str, feed_forward: str) -> None:
     backbone = ElitaBackbone(**ARGUMENTS, mixers=mixer, feed_forward=feed_forward)
     embedded = backbone.token_embedding(token_ids())
     np.testing.assert_array_equal(
-        np.array(backbone({"token_ids": token_ids()})), np.array(backbone.final_norm(embedded))
+        np.array(jitted(backbone)({"token_ids": token_ids()})),
+        np.array(jitted(backbone.final_norm)(embedded)),
     )
 
 
@@ -103,7 +115,7 @@ EFFECTS = {
 def test_every_argument_has_an_effect(argument: str) -> None:
     def fingerprint(**kwargs: object) -> list[np.ndarray]:
         backbone = randomized(ElitaBackbone(**{**ARGUMENTS, **kwargs}))
-        return [*backbone.get_weights(), np.array(backbone({"token_ids": token_ids()}))]
+        return [*backbone.get_weights(), np.array(jitted(backbone)({"token_ids": token_ids()}))]
 
     one, other = fingerprint(), fingerprint(**{argument: EFFECTS[argument]})
     assert len(one) != len(other) or any(
@@ -114,8 +126,10 @@ def test_every_argument_has_an_effect(argument: str) -> None:
 def test_dropout_acts_in_training_only() -> None:
     backbone = ElitaBackbone(**ARGUMENTS, dropout=0.5)
     inputs = {"token_ids": token_ids()}
-    inference = np.array(backbone(inputs))
-    np.testing.assert_array_equal(inference, np.array(backbone(inputs, training=False)))
+    inference = np.array(jitted(backbone)(inputs))
+    np.testing.assert_array_equal(
+        inference, np.array(jitted(partial(backbone, training=False))(inputs))
+    )
     assert not np.allclose(inference, np.array(backbone(inputs, training=True)))
 
 
@@ -149,7 +163,7 @@ def test_architecture_has_at_most_300k_parameters(name: str) -> None:
 
 def test_mixed_precision_keeps_states_in_float32() -> None:
     backbone = ElitaBackbone(**ARGUMENTS, mixers=["attention2", "gla"], dtype="mixed_bfloat16")
-    hidden = backbone({"token_ids": token_ids()})
+    hidden = jitted(backbone)({"token_ids": token_ids()})
     assert keras.backend.standardize_dtype(hidden.dtype) == "bfloat16"
     for block in backbone.blocks:
         state = block["mixer"].get_initial_state(2)

@@ -8,7 +8,7 @@ import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 from tests import helpers
-from tests.helpers import randomized
+from tests.helpers import jitted, randomized
 
 VOCABULARY, BATCH, TIME = 23, 3, 9
 ARCHITECTURES = pytest.mark.parametrize("name", ["elita_query", "gla", "transformer"])
@@ -34,7 +34,8 @@ def test_the_second_batch_goes_on_where_the_first_ended(name: str) -> None:
         x, y = ids[:, start : start + TIME], ids[:, start + 1 : start + TIME + 1]
         losses.append(model.train_on_batch({"token_ids": x}, y))
     initial = model.backbone.get_initial_state(BATCH)
-    whole, state = model.token_losses_with_state(ids[:, :-1], ids[:, 1:], initial)
+    token_losses = jitted(model.token_losses_with_state)
+    whole, state = token_losses(ids[:, :-1], ids[:, 1:], initial)
     expected = [np.mean(np.array(whole)[:, :TIME]), np.mean(np.array(whole)[:, TIME:])]
     assert losses == pytest.approx(expected, abs=1e-5)
     state["segment_id"] = np.zeros(BATCH)  # There are no segments.
@@ -55,7 +56,7 @@ def test_no_gradient_goes_into_the_batch_before(name: str) -> None:
 
     def loss(*weights: np.ndarray) -> float:
         twin.set_weights(list(weights))
-        losses, _ = twin.token_losses_with_state(x["token_ids"], y, constant)
+        losses, _ = jitted(twin.token_losses_with_state)(x["token_ids"], y, constant)
         return float(np.mean(np.array(losses, "float64")))
 
     # A difference quotient in the direction of the step, with the state held constant.
@@ -79,7 +80,7 @@ def test_validation_starts_anew() -> None:
 
 def test_it_is_saved(tmp_path: Path) -> None:
     model, ids = make_model("elita_query"), stream()
-    model.compile(run_eagerly=True)
+    model.compile(run_eagerly=not helpers.QUICKEST)
     model.train_on_batch({"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1])
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

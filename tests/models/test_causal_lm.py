@@ -10,7 +10,7 @@ import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 from tests import helpers
-from tests.helpers import randomized
+from tests.helpers import jitted, randomized
 
 VOCABULARY, BATCH, TIME = 23, 4, 9
 
@@ -45,7 +45,7 @@ def test_loss_equals_that_of_the_logits(tie_embeddings: bool, weighted: bool) ->
     model = randomized(small_model(tie_embeddings=tie_embeddings), scale=0.2)
     x, y, weights = windows()
     sample_weight = weights if weighted else None
-    expected = float(materialised_loss()(y, model(x), sample_weight))
+    expected = float(materialised_loss()(y, jitted(model)(x), sample_weight))
     fused = model.evaluate(x, y, sample_weight=sample_weight, verbose=0)
     model.compile(loss=materialised_loss())
     materialised = model.evaluate(x, y, sample_weight=sample_weight, verbose=0)
@@ -95,11 +95,12 @@ def test_every_variable_is_trained() -> None:
 def test_token_losses_are_those_of_the_logits() -> None:
     model = randomized(small_model("gla"), scale=0.2)
     x, y, _ = windows()
-    logits = np.array(model(x), "float64")
+    logits = np.array(jitted(model)(x), "float64")
     shifted = logits - logits.max(-1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_probabilities, y[..., None], -1)[..., 0]
-    np.testing.assert_allclose(np.array(model.token_losses(x["token_ids"], y)), expected, atol=1e-5)
+    losses = np.array(jitted(model.token_losses)(x["token_ids"], y))
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
 
 
 def test_published_optimizer_is_the_default() -> None:
@@ -115,7 +116,7 @@ def test_saved_model_goes_on_where_it_stopped(tmp_path: Path) -> None:
     model.fit(x, y, verbose=0, epochs=3)
     model.save(tmp_path / "model.keras")
     reloaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(np.array(reloaded(x)), np.array(model(x)))
+    np.testing.assert_array_equal(np.array(jitted(reloaded)(x)), np.array(jitted(model)(x)))
     model.fit(x, y, verbose=0)
     reloaded.fit(x, y, verbose=0)
     for continued, resumed in zip(model.get_weights(), reloaded.get_weights(), strict=True):

@@ -13,7 +13,7 @@ import pytest
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 from elita_tf.models.generation import bucket_length
 from tests import helpers
-from tests.helpers import randomized
+from tests.helpers import jitted, randomized
 
 pytestmark = pytest.mark.usefixtures("without_int64")
 VOCABULARY, CONTEXT, LENGTH = 23, 6, 12
@@ -39,9 +39,13 @@ def prompts(lengths: tuple[int, ...], max_length: int = LENGTH) -> dict[str, np.
 def recomputed(model: ElitaCausalLM, inputs: dict, sampler: Any) -> np.ndarray:
     """The sampler on the logits of the whole sequence so far, once for every token."""
 
+    @jitted
+    def both(tokens: Any) -> tuple[Any, Any]:
+        return model({"token_ids": tokens}), model.backbone({"token_ids": tokens})
+
     def advance(tokens: Any, cache: Any, index: Any) -> tuple[Any, Any, Any]:
         # What stands after the index does not reach it.
-        everything = model({"token_ids": tokens}), model.backbone({"token_ids": tokens})
+        everything = both(tokens)
         logits, hidden = (keras.ops.take(x, index - 1, axis=1) for x in everything)
         return logits, hidden, cache
 
@@ -53,7 +57,7 @@ def recomputed(model: ElitaCausalLM, inputs: dict, sampler: Any) -> np.ndarray:
             cache=(),
             index=int(mask.sum(axis=1).min()),
             mask=keras.ops.convert_to_tensor(mask),
-            hidden_states=model.backbone(inputs),
+            hidden_states=jitted(model.backbone)(inputs),
         )
     )
 
@@ -71,7 +75,7 @@ SAMPLERS = {
 @EVERY
 def test_tokens_are_those_of_the_full_recomputation(name: str) -> None:
     model = make_model(name)
-    model.compile(sampler=SAMPLERS["random"](), run_eagerly=True)
+    model.compile(sampler=SAMPLERS["random"](), run_eagerly=not helpers.QUICKEST)
     inputs = prompts((3, 6, 1))
     outputs = model.generate(inputs, stop_token_ids=None)
     expected = recomputed(model, inputs, SAMPLERS["random"]())
@@ -161,11 +165,11 @@ def test_an_empty_prompt_is_refused() -> None:
 def test_prefill_and_steps_give_the_logits_of_the_whole(name: str) -> None:
     model = make_model(name)
     ids = prompts((LENGTH, LENGTH))["token_ids"]
-    whole = np.array(model({"token_ids": ids}))
-    logits, state = model.prefill(ids[:, :5])
+    whole, step = np.array(jitted(model)({"token_ids": ids})), jitted(model.step)
+    logits, state = jitted(model.prefill)(ids[:, :5])
     rows = [logits]
     for position in range(5, LENGTH):
-        logits, state = model.step(ids[:, position], state)
+        logits, state = step(ids[:, position], state)
         rows.append(logits)
     helpers.assert_close(np.stack(rows, axis=1), whole[:, 4:], 1e-5)
 
@@ -175,14 +179,15 @@ def test_prefill_knows_padding_on_either_side_and_goes_on_from_a_state(name: str
     model = make_model(name)
     inputs = prompts((9, 4))
     sides = {k: np.stack([np.roll(x[0], LENGTH - 9), x[1]]) for k, x in inputs.items()}
-    logits, state = model.prefill(sides["token_ids"], sides["padding_mask"])
+    prefill = jitted(model.prefill)
+    logits, state = prefill(sides["token_ids"], sides["padding_mask"])
     for row, length in enumerate((9, 4)):
         ids = inputs["token_ids"][row : row + 1, :length]
-        _, half = model.prefill(ids[:, :3])
-        alone, final = model.prefill(ids[:, 3:], state=half)
-        helpers.assert_close(logits[row : row + 1], alone, 1e-5)
+        _, half = prefill(ids[:, :3])
+        alone, final = prefill(ids[:, 3:], state=half)
+        helpers.assert_close(np.array(logits)[row : row + 1], alone, 1e-5)
         for leaf, value in final.items():
-            helpers.assert_close(state[leaf][row : row + 1], value, 1e-5)
+            helpers.assert_close(np.array(state[leaf])[row : row + 1], value, 1e-5)
 
 
 @EVERY
@@ -190,7 +195,7 @@ def test_the_state_has_one_size_and_is_flat(name: str) -> None:
     model = make_model(name)
     empty = model.backbone.get_initial_state(2)
     for length in (1, 5, 30):
-        _, state = model.prefill(prompts((length, length), length)["token_ids"])
+        _, state = jitted(model.prefill)(prompts((length, length), length)["token_ids"])
         assert {k: tuple(x.shape) for k, x in state.items()} == {
             k: tuple(x.shape) for k, x in empty.items()
         }
@@ -200,7 +205,7 @@ def test_the_state_has_one_size_and_is_flat(name: str) -> None:
 @pytest.mark.parametrize("change", ["missing", "unknown"])
 def test_a_wrong_state_is_refused(change: str) -> None:
     model = make_model("gla")
-    _, state = model.prefill(prompts((5,), 5)["token_ids"])
+    _, state = jitted(model.prefill)(prompts((5,), 5)["token_ids"])
     if change == "missing":
         state.pop("block_1_gla_state")
     else:
@@ -223,9 +228,9 @@ np.save(folder + "/logits.npy", logits)
 
 def test_a_parked_conversation_goes_on_in_another_process(tmp_path: Path) -> None:
     model = make_model("hybrid")
-    _, state = model.prefill(prompts((9, 9), 9)["token_ids"])
+    _, state = jitted(model.prefill)(prompts((9, 9), 9)["token_ids"])
     model.save_to_preset(tmp_path)
     np.savez(tmp_path / "state.npz", **{name: np.array(leaf) for name, leaf in state.items()})
     subprocess.run([sys.executable, "-c", RESUME, str(tmp_path)], check=True)
-    expected, _ = model.step(np.array([3, 8]), state)
+    expected, _ = jitted(model.step)(np.array([3, 8]), state)
     helpers.assert_close(np.load(tmp_path / "logits.npy"), np.array(expected), 1e-5)

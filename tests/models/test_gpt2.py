@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures, load_gpt2_embeddings
-from tests.helpers import randomized
+from tests.helpers import jitted, randomized
 
 SIZES = {"vocabulary_size": 23, "num_layers": 2, "hidden_dim": 16, "context_length": 7}
 
@@ -60,7 +60,7 @@ def test_untrained_blocks_leave_gpt2s_embeddings_to_the_last_norm(preset: Path) 
     ids = np.array([[3, 1, 22, 4, 4]])
     embedded = gpt2.token_embedding(ids) + gpt2.position_embedding(gpt2.token_embedding(ids))
     expected = np.array(gpt2.layer_norm(embedded))
-    np.testing.assert_allclose(np.array(backbone({"token_ids": ids})), expected, atol=1e-4)
+    np.testing.assert_allclose(np.array(jitted(backbone)({"token_ids": ids})), expected, atol=1e-4)
 
 
 def test_all_of_it_is_trained_and_causal(preset: Path) -> None:
@@ -74,7 +74,8 @@ def test_all_of_it_is_trained_and_causal(preset: Path) -> None:
     randomized(model, scale=0.3)
     ids = np.array([[3, 1, 22, 4, 4, 9]])
     changed = np.where(np.arange(6) == 4, 8, ids)
-    first, second = (np.array(model({"token_ids": x})) for x in (ids, changed))
+    call = jitted(model)
+    first, second = (np.array(call({"token_ids": x})) for x in (ids, changed))
     np.testing.assert_array_equal(first[:, :4], second[:, :4])
     assert (first[:, 4:] != second[:, 4:]).any(axis=-1).all()
 

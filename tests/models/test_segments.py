@@ -6,7 +6,7 @@ import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM
 from tests import helpers
-from tests.helpers import LAYER_BOUND, randomized
+from tests.helpers import LAYER_BOUND, jitted, randomized
 
 VOCABULARY = 23
 SEGMENT_IDS = np.array(
@@ -40,19 +40,19 @@ def separate(backbone: ElitaBackbone) -> np.ndarray:
     for row in range(BATCH):
         borders = np.flatnonzero(np.diff(SEGMENT_IDS[row])) + 1
         for places in np.split(np.arange(TIME), borders):
-            alone = backbone({"token_ids": IDS[row : row + 1, places]})
+            alone = jitted(backbone)({"token_ids": IDS[row : row + 1, places]})
             hidden[row, places] = helpers.leaves(alone)[0][0]
     return hidden
 
 
 def test_packed_documents_are_separate_texts(backbone: ElitaBackbone, separate: np.ndarray) -> None:
-    received = helpers.leaves([backbone(INPUTS), backbone.call_rematerialized(INPUTS)])
+    received = helpers.leaves([jitted(x)(INPUTS) for x in (backbone, backbone.call_rematerialized)])
     helpers.assert_close(received, [separate, separate], LAYER_BOUND)
-    whole = helpers.leaves(backbone({"token_ids": IDS}))[0]
+    whole = helpers.leaves(jitted(backbone)({"token_ids": IDS}))[0]
     assert helpers.relative_error(whole, separate) > 0.01
     padded = {name: np.pad(x, ((0, 0), (2, 1))) for name, x in INPUTS.items()}
     padded["padding_mask"] = np.pad(np.ones_like(IDS, bool), ((0, 0), (2, 1)))
-    received = helpers.leaves(backbone(padded))[0][:, 2:-1]
+    received = helpers.leaves(jitted(backbone)(padded))[0][:, 2:-1]
     helpers.assert_close([received], [separate], LAYER_BOUND)
 
 
@@ -60,10 +60,11 @@ def test_packed_documents_are_separate_texts(backbone: ElitaBackbone, separate: 
 def test_pieces_are_the_whole(
     backbone: ElitaBackbone, separate: np.ndarray, split: tuple[int, ...]
 ) -> None:
+    call_with_state = jitted(backbone.call_with_state)
     state, pieces, start = backbone.get_initial_state(BATCH), [], 0
     for length in split:
         piece = {name: x[:, start : start + length] for name, x in INPUTS.items()}
-        hidden, state = backbone.call_with_state(piece, state)
+        hidden, state = call_with_state(piece, state)
         pieces.append(helpers.leaves(hidden)[0])
         start += length
     helpers.assert_close([np.concatenate(pieces, axis=1)], [separate], LAYER_BOUND)
@@ -75,10 +76,11 @@ def test_steps_restart_with_another_segment(backbone: ElitaBackbone, separate: n
     model = ElitaCausalLM(backbone)
     expected = helpers.leaves(backbone.token_embedding(separate, reverse=True))[0]
     first = slice(0, 3)
-    logits, state = model.prefill(IDS[:, first], segment_ids=SEGMENT_IDS[:, first])
+    step = jitted(model.step)
+    logits, state = jitted(model.prefill)(IDS[:, first], segment_ids=SEGMENT_IDS[:, first])
     for i in range(3, TIME):
         helpers.assert_close(helpers.leaves(logits), [expected[:, i - 1]], LAYER_BOUND)
-        logits, state = model.step(IDS[:, i], state, SEGMENT_IDS[:, i])
+        logits, state = step(IDS[:, i], state, SEGMENT_IDS[:, i])
     with pytest.raises(ValueError, match=r"segment_ids \(2, 11\): expected"):
         model.step(IDS[:, 0], state, SEGMENT_IDS)
 
@@ -88,8 +90,8 @@ def test_losses_training_and_a_carried_state() -> None:
     losses = []
     for carried in (None, BATCH):
         model = ElitaCausalLM(make_backbone("float32"), carried_batch_size=carried)
-        model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
-        expected = np.array(model.token_losses(IDS, LABELS, segment_ids=SEGMENT_IDS))
+        model.compile(keras.optimizers.SGD(0.0), jit_compile=helpers.QUICKEST)
+        expected = np.array(jitted(model.token_losses)(IDS, LABELS, segment_ids=SEGMENT_IDS))
         # A carried state goes on in the middle of a segment, at the fourth token.
         pieces = [slice(0, TIME)] if carried is None else [slice(0, 4), slice(4, TIME)]
         for piece in pieces:

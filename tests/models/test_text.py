@@ -16,7 +16,7 @@ from elita_tf.models import (
     architectures,
 )
 from tests import helpers
-from tests.helpers import randomized
+from tests.helpers import jitted, randomized
 
 pytestmark = pytest.mark.usefixtures("without_int64")
 TEXTS = ["3 and 4 make 7.", "So they do: 12!", "5 and 8 make 13.", "0 and 1 make 1."]
@@ -46,7 +46,7 @@ def test_learns_strings_and_says_them(tokenizers: dict, kind: str, tmp_path: Pat
         ElitaCausalLM.from_preset(str(tmp_path)),
         keras_hub.models.CausalLM.from_preset(str(tmp_path)),
     ):
-        loaded.compile(sampler="greedy", run_eagerly=True)
+        loaded.compile(sampler="greedy", run_eagerly=not helpers.QUICKEST)
         assert loaded.generate(prompts[:1], max_length=24) == TEXTS[:1]
         assert loaded.preprocessor.get_config() == model.preprocessor.get_config()
 
@@ -128,23 +128,26 @@ def test_only_the_continuation(tokenizers: dict) -> None:
 
 def test_lora_trains_its_factors_only(tokenizers: dict) -> None:
     model = randomized(make_model(tokenizers), scale=0.2)
-    before = np.array(model({"token_ids": np.ones((1, 5), "int32")}))
+    ones = {"token_ids": np.ones((1, 5), "int32")}
+    before = np.array(jitted(model)(ones))
     model.backbone.enable_lora(2)
     names = sorted(variable.name for variable in model.trainable_variables)
     assert names == ["lora_kernel_a", "lora_kernel_b"]
     model.compile(keras.optimizers.Adam(1e-1), jit_compile=helpers.QUICKEST)
     model.fit(TEXTS, batch_size=4, verbose=0)
-    assert np.abs(np.array(model({"token_ids": np.ones((1, 5), "int32")})) - before).max() > 1e-4
+    assert np.abs(np.array(jitted(model)(ones)) - before).max() > 1e-4
 
 
 def test_int8_is_close_and_generates(tokenizers: dict) -> None:
     model = randomized(make_model(tokenizers), scale=0.3)
     ids = np.array(model.preprocessor.generate_preprocess(TEXTS)["token_ids"])
-    logits, losses = np.array(model({"token_ids": ids})), np.array(model.token_losses(ids, ids))
+    logits = np.array(jitted(model)({"token_ids": ids}))
+    losses = np.array(jitted(model.token_losses)(ids, ids))
     model.quantize("int8")
-    quantized = np.array(model({"token_ids": ids}))
+    quantized = np.array(jitted(model)({"token_ids": ids}))
     assert {"int8"} < {v.dtype for v in model.weights}
     assert 0 < np.linalg.norm(quantized - logits) < 0.05 * np.linalg.norm(logits)
-    np.testing.assert_allclose(np.array(model.token_losses(ids, ids)), losses, atol=0.1)
+    after = np.array(jitted(model.token_losses)(ids, ids))
+    np.testing.assert_allclose(after, losses, atol=0.1)
     model.compile(sampler="greedy")
     assert model.generate("3 and", max_length=12, stop_token_ids=None).startswith("3 and")

@@ -1,5 +1,6 @@
 """Ops on any shapes, dtypes and extreme values against the float64 loops of `tests.oracles`."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_attention2_is_its_definition_whole_and_in_two_pieces(form: str, call: t
     dtype, inputs, split = call
     expected, state = oracles.attention2(*inputs)
     bound = bound_of(dtype, *inputs[:3])
-    op = getattr(ops, form)
+    op = helpers.jitted(getattr(ops, form))
     outputs, final = op(*(x.astype(dtype) for x in inputs))
     assert_close([outputs, *final], [expected, *state], bound)
     pieces, final = [], None
@@ -138,14 +139,14 @@ def test_gla_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -
     bound = bound_of(dtype)
     if form.endswith("recurrent"):
         keywords = {"scale": keywords["scale"]}
-    op = getattr(ops, form)
-    outputs, final = op(*(x.astype(dtype) for x in inputs), **keywords)
+    op = helpers.jitted(partial(getattr(ops, form), **keywords))
+    outputs, final = op(*(x.astype(dtype) for x in inputs))
     assert_close([outputs, final], expected, bound)
     pieces, state = [], inputs[4].astype(dtype)
     for piece in (slice(0, split), slice(split, None)):
         cut = [x[:, piece].astype(dtype) for x in inputs[:4]]
         if cut[0].shape[1]:
-            outputs, state = op(*cut, state, **keywords)
+            outputs, state = op(*cut, state)
             pieces.append(helpers.leaves(outputs)[0])
     assert_close([np.concatenate(pieces, axis=1), state], expected, bound)
 
@@ -173,7 +174,7 @@ def test_feed_forward2_on_any_leading_axes(
     rng = np.random.default_rng(seed)
     arrays = [rng.standard_normal(shape) for shape in ((*leading, inner), (*leading, rank), sizes)]
     arrays = rounded(dtype, *arrays)
-    outputs = ops.feed_forward2(*(x.astype(dtype) for x in arrays))
+    outputs = helpers.jitted(ops.feed_forward2)(*(x.astype(dtype) for x in arrays))
     assert_close([outputs], [oracles.feed_forward2(*arrays)], bound_of(dtype))
 
 
@@ -202,12 +203,12 @@ def test_cross_entropies_on_any_leading_axes(
     full = None if weight is None else np.broadcast_to(weight, leading).astype("float64")
     expected, _ = oracles.linear_cross_entropy(hidden, kernel, labels, full)
     arrays = [x.astype(dtype) for x in (hidden, kernel)]
-    loss = ops.linear_cross_entropy(*arrays, labels, weight)
+    loss = helpers.jitted(ops.linear_cross_entropy)(*arrays, labels, weight)
     bound = bound_of(dtype, hidden @ kernel.T)
     assert_close([loss], [np.asarray(expected)], bound)
     each = [
         oracles.linear_cross_entropy(row, kernel, label)[0]
         for row, label in zip(hidden.reshape(-1, 1, sizes[1]), labels.reshape(-1, 1), strict=True)
     ]
-    losses = ops.token_cross_entropy(*arrays, labels)
+    losses = helpers.jitted(ops.token_cross_entropy)(*arrays, labels)
     assert_close([losses], [np.reshape(each, leading)], bound)

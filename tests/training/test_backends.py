@@ -15,6 +15,7 @@ from assembly import load_run
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 from tests import helpers
+from tests.helpers import jitted
 
 pytestmark = pytest.mark.skipif(
     helpers.BACKEND != "jax", reason="the run starts on JAX, and its child process has TensorFlow"
@@ -66,11 +67,11 @@ def elsewhere(run_dir, tmp_path_factory):
 def test_weights_give_the_same_logits_on_both(run_dir, elsewhere):
     ids = {"token_ids": np.load(elsewhere / "ids.npy")}
     logits = np.load(elsewhere / "logits.npz")
-    helpers.assert_close(helpers.leaves(load_run(run_dir)(ids)), [logits["run"]], 1e-5)
+    helpers.assert_close(helpers.leaves(jitted(load_run(run_dir))(ids)), [logits["run"]], 1e-5)
     model = make_model()
     model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
     model.load_weights(elsewhere / "given.weights.h5")
-    helpers.assert_close(helpers.leaves(model(ids)), [logits["given"]], 1e-5)
+    helpers.assert_close(helpers.leaves(jitted(model)(ids)), [logits["given"]], 1e-5)
 
 
 def test_a_run_is_evaluated_and_exported_elsewhere(run_dir, elsewhere, capsys):
