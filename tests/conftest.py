@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 # Tiny arrays, many programs: most of the time goes into optimizing what runs once.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ.get("KERAS_BACKEND") == "jax":
-    # Three times as quick to compile; the optimizers of its fusions are not ours to test.
+    # Three times as quick to compile. A jaxlib without this flag would stop and name it.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # Simulated, for what runs on several.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
