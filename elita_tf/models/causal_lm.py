@@ -55,8 +55,8 @@ class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
     >>> import numpy as np
     >>> from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
     >>> arguments = {**architectures["elita_query"], "num_layers": 1}
-    >>> backbone = ElitaBackbone(vocabulary_size=50, **arguments)
-    >>> model = ElitaCausalLM(backbone)
+    >>> model = ElitaCausalLM(ElitaBackbone(vocabulary_size=50, **arguments))
+    >>> model.compile(jit_compile=False)  # for a single step
     >>> windows = np.arange(2 * 9).reshape(2, 9) % 50
     >>> history = model.fit({"token_ids": windows[:, :-1]}, windows[:, 1:], verbose=0)
     >>> history.history["loss"][0] < 5  # log 50 is 3.9

@@ -18,7 +18,9 @@ def make_model(name: str, carried: int | None = BATCH) -> ElitaCausalLM:
     keras.utils.set_random_seed(3)
     sizes = {"hidden_dim": 16, "context_length": TIME, "vocabulary_size": VOCABULARY}
     backbone = ElitaBackbone(**{**architectures[name], **sizes, "num_layers": 1})
-    return ElitaCausalLM(randomized(backbone, scale=0.3), carried_batch_size=carried)
+    model = ElitaCausalLM(randomized(backbone, scale=0.3), carried_batch_size=carried)
+    model.compile(jit_compile=helpers.QUICKEST)
+    return model
 
 
 def stream() -> np.ndarray:

@@ -19,7 +19,9 @@ def small_model(name: str = "elita_query", **kwargs: Any) -> ElitaCausalLM:
     sizes = {"hidden_dim": 16, "context_length": TIME, "vocabulary_size": VOCABULARY}
     if name != "hybrid":
         sizes["num_layers"] = 1
-    return ElitaCausalLM(ElitaBackbone(**{**architectures[name], **sizes, **kwargs}))
+    model = ElitaCausalLM(ElitaBackbone(**{**architectures[name], **sizes, **kwargs}))
+    model.compile(jit_compile=helpers.QUICKEST)
+    return model
 
 
 def windows() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -47,7 +49,7 @@ def test_loss_equals_that_of_the_logits(tie_embeddings: bool, weighted: bool) ->
     sample_weight = weights if weighted else None
     expected = float(materialised_loss()(y, jitted(model)(x), sample_weight))
     fused = model.evaluate(x, y, sample_weight=sample_weight, verbose=0)
-    model.compile(loss=materialised_loss())
+    model.compile(loss=materialised_loss(), jit_compile=helpers.QUICKEST)
     materialised = model.evaluate(x, y, sample_weight=sample_weight, verbose=0)
     assert fused == pytest.approx(expected, abs=1e-5)
     assert materialised == pytest.approx(expected, abs=1e-5)
@@ -80,7 +82,7 @@ def test_overfits_one_batch() -> None:
 def test_every_variable_is_trained() -> None:
     model = randomized(small_model("hybrid"), scale=0.2)
     # Weight decay is off, so only a gradient moves a variable.
-    model.compile(keras.optimizers.SGD(1.0))
+    model.compile(keras.optimizers.SGD(1.0), jit_compile=helpers.QUICKEST)
     before = [np.array(v) for v in model.trainable_variables]
     x, y, _ = windows()
     model.fit(x, y, verbose=0)
@@ -140,7 +142,7 @@ def test_regularization_joins_the_loss() -> None:
     kernel = model.backbone.blocks[0]["mixer"].output_projection
     kernel.kernel.regularizer = keras.regularizers.L2(0.5)
     penalty = 0.5 * float(np.sum(np.square(np.array(kernel.kernel))))
-    model.compile()
+    model.compile(jit_compile=helpers.QUICKEST)
     assert model.evaluate(x, y, verbose=0) == pytest.approx(plain + penalty, rel=1e-5)
 
 
@@ -176,7 +178,7 @@ def test_trains_with_xla_on_one_device(
     strategy = SimpleNamespace(num_replicas_in_sync=replicas)
     monkeypatch.setattr(ElitaCausalLM, "distribute_strategy", strategy)
     monkeypatch.setattr(ElitaCausalLM, "_resolve_auto_jit_compile", lambda self: False)
-    model = small_model()
+    model = ElitaCausalLM(small_model().backbone)
     assert model.jit_compile is expected
     model.make_generate_function()
     assert model.jit_compile is expected
