@@ -27,7 +27,8 @@ spec.loader.exec_module(cache)
 target = Path(sys.argv[1])
 """
 COMPETING = """
-for _ in range(60):
+import select
+while not select.select([sys.stdin], [], [], 0)[0]:
     with cache.atomic_path(target) as temporary:
         temporary.write_bytes(sys.argv[2].encode() * 100_000)
 """
@@ -124,14 +125,16 @@ def test_a_writer_that_is_killed_leaves_the_former_file(tmp_path):
 def test_processes_that_write_at_once_never_show_a_part(tmp_path):
     target = tmp_path / "a"
     target.write_bytes(b"z" * 100_000)
-    seen = set()
+    seen = []
     with child(COMPETING, target, "x") as first, child(COMPETING, target, "y") as second:
-        while first.poll() is None or second.poll() is None:
+        while len(seen) < 300 or not {b"x", b"y"} <= set(seen):
+            assert first.poll() is None and second.poll() is None
             content = target.read_bytes()
             assert len(content) == 100_000 and content == content[:1] * 100_000
-            seen.add(content[:1])
+            seen.append(content[:1])
+        first.stdin.close()
+        second.stdin.close()
     assert first.returncode == second.returncode == 0
-    assert {b"x", b"y"} <= seen
     assert files(tmp_path) == [target]
 
 
