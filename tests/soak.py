@@ -5,7 +5,7 @@
 For half of the time one language model per architecture is trained, evaluated and generates, in
 turns; in the other half ever new ones are made and dropped. Writes a line a round, with the
 resident memory and the open files of the process, to `DIR/soak.csv`, and the curves to
-`DIR/soak.png`. Ends with 1 if in either half the memory rises by more than 5 % from the third to
+`DIR/soak.png`. Ends with 1 if in either half the memory rises by more than 2 % from the third to
 the last quarter, or if the number of open files rises.
 
 TensorFlow keeps every custom gradient, and with it the whole graph, until the process ends (its
@@ -34,7 +34,7 @@ from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 VOCABULARY, LENGTH, BATCH, WINDOWS, WIDTH, HEADS = 97, 48, 4, 40, 32, 4
 SIZES = {"hidden_dim": WIDTH, "num_heads": HEADS, "context_length": LENGTH}
 STAY, NEW = "models that stay", "new models"
-RISE = 0.05
+RISE = 0.02
 
 
 class Round(NamedTuple):
