@@ -10,7 +10,7 @@ the last quarter, or if the number of open files rises.
 
 TensorFlow keeps every custom gradient, and with it the whole graph, until the process ends (its
 issue 97697; Keras' own silu has one), so new models of any kind make a process grow. The
-registry of these gradients is emptied after each here, to see whether anything else grows.
+registry of these gradients is emptied between them here, to see whether anything else grows.
 """
 
 import argparse
