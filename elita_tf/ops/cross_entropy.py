@@ -9,6 +9,7 @@ from elita_tf.ops.arguments import require_cross_entropy
 from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.slicing import (
     accumulate_slices,
+    add_blocks,
     map_slices,
     merge_slices,
     slice_size,
@@ -82,7 +83,7 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
         rows, targets, weights = (split_slices(x, size) for x in (hidden, labels, weight))
         classes = ops.arange(kernel.shape[0], dtype=labels.dtype)
 
-        def forward_backward(index: Any) -> tuple[list[Any], Any]:
+        def forward_backward(index: Any, d_kernel: Any) -> tuple[list[Any], Any]:
             row, target, scale = (ops.take(x, index, axis=0) for x in (rows, targets, weights))
             logits = _logits(row, kernel)
             maximum = ops.max(logits, axis=-1, keepdims=True)
@@ -93,20 +94,26 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
             is_label = target[:, None] == classes[None, :]
             d_logits = ops.cast(ops.where(is_label, d_logits - scale[:, None], d_logits), row.dtype)
             d_row = ops.cast(ops.matmul(d_logits, kernel), dtype)
-            # The transpose of the small operand: that of the logits would be a pass over them.
-            return [losses, d_row], ops.cast(ops.matmul(ops.transpose(row), d_logits), dtype)
+            transposed = ops.transpose(row)
+
+            def rows_of_kernel(start: Any, count: int) -> Any:
+                # Transposes of the small operand and of the product: that of the logits is slower.
+                columns = ops.slice(d_logits, (ops.zeros_like(start), start), (size, count))
+                return ops.cast(ops.transpose(ops.matmul(transposed, columns)), dtype)
+
+            # Blocks of the kernel's gradient that take no more memory than the logits do.
+            return [losses, d_row], add_blocks(d_kernel, rows_of_kernel, size * kernel.shape[0])
 
         stacks = [ops.zeros_like(weights), ops.zeros(ops.shape(rows), dtype)]
-        total = ops.zeros(kernel.shape[::-1], dtype)
         (losses, d_rows), d_kernel = accumulate_slices(
-            forward_backward, ops.shape(rows)[0], stacks, total
+            forward_backward, ops.shape(rows)[0], stacks, total=ops.zeros(kernel.shape, dtype)
         )
         losses, d_hidden = merge_slices(losses, tokens), merge_slices(d_rows, tokens)
 
         def grad(upstream: Any) -> tuple[Any, Any, Any]:
             return (
                 ops.cast(upstream * d_hidden, hidden.dtype),
-                ops.cast(ops.transpose(upstream * d_kernel), kernel.dtype),
+                ops.cast(upstream * d_kernel, kernel.dtype),
                 upstream * losses,
             )
 

@@ -82,13 +82,13 @@ def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
     def grad(d_outputs: Any) -> tuple[Any, Any, Any]:
         d_slices = split_slices(d_outputs, size)
 
-        def backward(index: Any) -> tuple[list[Any], Any]:
+        def backward(index: Any, total: Any) -> tuple[list[Any], Any]:
             first, second = factors(index)
             d_slice = ops.take(d_slices, index, axis=0)
             d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(matrix)), (size, inner, rank))
             d_factors = [ops.sum(d_product * second, axis=2), ops.sum(d_product * first, axis=1)]
             # The transpose of the small operand: that of the product would be a pass over it.
-            return d_factors, ops.matmul(ops.transpose(d_slice), product(index))
+            return d_factors, total + ops.matmul(ops.transpose(d_slice), product(index))
 
         d_factors, d_matrix = accumulate_slices(
             backward,

@@ -1,5 +1,6 @@
 """Tokens cut into slices whose intermediate products stay near the processor's caches."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,16 +51,16 @@ def map_slices(function: Callable[[Any], Any], num_slices: Any, like: Any) -> An
 
 
 def accumulate_slices(
-    function: Callable[[Any], tuple[Sequence[Any], Any]],
+    function: Callable[[Any, Any], tuple[Sequence[Any], Any]],
     num_slices: Any,
     stacks: Sequence[Any],
     total: Any,
 ) -> tuple[list[Any], Any]:
-    """Stack some results of every slice and sum another.
+    """Stack some results of every slice and add up another.
 
     Args:
-        function: of the slice's index; returns what to put into each of `stacks` at that index,
-            and what to add to `total`.
+        function: of the slice's index and the total so far; returns what to put into each of
+            `stacks` at that index, and the new total.
         num_slices: number of slices.
         stacks: zeros of (slices, ...).
         total: zeros.
@@ -69,18 +70,51 @@ def accumulate_slices(
     """
 
     def advance(index: Any, stacks: Sequence[Any], total: Any) -> tuple[Any, Any, Any]:
-        results, term = function(index)
+        results, total = function(index, total)
         zero = ops.zeros_like(index)  # JAX wants indices of one dtype
         stacks = [
             ops.slice_update(stack, (index, *[zero] * (len(stack.shape) - 1)), result[None])
             for stack, result in zip(stacks, results, strict=True)
         ]
-        # Never true, and so 0; but the next slice waits for it, or TensorFlow would work on ten
-        # slices at a time, each with its own intermediate product.
-        waited = ops.cast(ops.reshape(term, (-1,))[0] < -float("inf"), "int32")
-        return index + 1 + waited, stacks, total + term
+        return _next(index, total), stacks, total
 
     _, stacks, total = ops.while_loop(
         lambda index, *_: index < num_slices, advance, (0, list(stacks), total)
     )
     return stacks, total
+
+
+def add_blocks(total: Any, term: Callable[[Any, int], Any], elements: int) -> Any:
+    """`total` (rows, width) plus a term that is made block by block.
+
+    Args:
+        total: what to add to.
+        term: of a row and a number of rows; returns these rows of what to add.
+        elements: what a block may hold, if it is more than a slice's intermediate product.
+    """
+    rows, width = total.shape
+    num_blocks = math.ceil(rows * width / max(_ELEMENTS, elements))
+    if num_blocks == 1:
+        return total + term(0, rows)
+    size = math.ceil(rows / num_blocks)
+
+    def advance(index: Any, total: Any) -> tuple[Any, Any]:
+        # The last block begins earlier, with rows that the one before has added already.
+        start = ops.minimum(index * size, rows - size)
+        block, zero = term(start, size), ops.zeros_like(start)
+        is_new = start + ops.arange(size, dtype=start.dtype) >= index * size
+        block = ops.where(is_new[:, None], block, ops.zeros_like(block))
+        block = ops.slice(total, (start, zero), (size, width)) + block
+        return _next(index, block), ops.slice_update(total, (start, zero), block)
+
+    return ops.while_loop(lambda index, _: index < num_blocks, advance, (0, total))[1]
+
+
+def _next(index: Any, computed: Any) -> Any:
+    """index + 1, once `computed` is there.
+
+    Without the wait, TensorFlow would work on ten slices at a time, each with its own
+    intermediate product. What is compared is never true, and so 0.
+    """
+    waited = ops.cast(ops.reshape(computed, (-1,))[0] < -float("inf"), "int32")
+    return index + 1 + waited

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from elita_tf.ops import linear_cross_entropy, token_cross_entropy
+from elita_tf.ops import linear_cross_entropy, slicing, token_cross_entropy
 from tests import helpers, oracles
 from tests.helpers import BATCH, HIDDEN, TIME
 
@@ -110,6 +110,16 @@ def test_low_precision_inputs(dtype: str, spread: float, bound: float) -> None:
     inputs = make_inputs((BATCH, 67), spread=spread)
     hidden, kernel, weights = helpers.cast([*inputs[:2], inputs[3]], dtype)
     check([hidden, kernel, inputs[2], weights], bound)
+
+
+@pytest.mark.parametrize("transform", [helpers.jitted, helpers.xla])
+def test_gradient_of_the_kernel_in_blocks(
+    transform: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices of 3 tokens, blocks of 10 of the 37 rows: the last overlaps the third by 3."""
+    monkeypatch.setattr(slicing, "_MIN_TOKENS", 3)
+    monkeypatch.setattr(slicing, "_ELEMENTS", 1)
+    check(make_inputs(), 1e-10, transform=transform)
 
 
 def test_compiled_by_xla() -> None:
