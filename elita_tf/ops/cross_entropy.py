@@ -94,15 +94,7 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
             is_label = target[:, None] == classes[None, :]
             d_logits = ops.cast(ops.where(is_label, d_logits - scale[:, None], d_logits), row.dtype)
             d_row = ops.cast(ops.matmul(d_logits, kernel), dtype)
-            transposed = ops.transpose(row)
-
-            def rows_of_kernel(start: Any, count: int) -> Any:
-                # Transposes of the small operand and of the product: that of the logits is slower.
-                columns = ops.slice(d_logits, (ops.zeros_like(start), start), (size, count))
-                return ops.cast(ops.transpose(ops.matmul(transposed, columns)), dtype)
-
-            # Blocks of the kernel's gradient that take no more memory than the logits do.
-            return [losses, d_row], add_blocks(d_kernel, rows_of_kernel, size * kernel.shape[0])
+            return [losses, d_row], _add_products(d_kernel, d_logits, row)
 
         stacks = [ops.zeros_like(weights), ops.zeros(ops.shape(rows), dtype)]
         (losses, d_rows), d_kernel = accumulate_slices(
@@ -120,6 +112,18 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
         return ops.sum(weight * losses), grad
 
     return weighted_sum
+
+
+def _add_products(d_kernel: Any, d_logits: Any, row: Any) -> Any:
+    """d_kernel + d_logits^T row, in blocks that take no more memory than the logits."""
+    size, transposed = row.shape[0], ops.transpose(row)
+
+    def rows_of_kernel(start: Any, count: int) -> Any:
+        # Transposes of the small operand and of the product: that of the logits is slower.
+        columns = ops.slice(d_logits, (ops.zeros_like(start), start), (size, count))
+        return ops.cast(ops.transpose(ops.matmul(transposed, columns)), d_kernel.dtype)
+
+    return add_blocks(d_kernel, rows_of_kernel, size * d_logits.shape[1])
 
 
 def _flat(hidden: Any, kernel: Any, labels: Any) -> tuple[Any, Any, Any]:
