@@ -1,5 +1,6 @@
 """Linear projection and softmax cross-entropy in one, slice by slice over the tokens."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.slicing import (
     accumulate_slices,
     add_blocks,
+    count_blocks,
     map_slices,
     merge_slices,
     slice_size,
@@ -82,6 +84,7 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
         size = slice_size(tokens, kernel.shape[0])
         rows, targets, weights = (split_slices(x, size) for x in (hidden, labels, weight))
         classes = ops.arange(kernel.shape[0], dtype=labels.dtype)
+        num_blocks = count_blocks(math.prod(kernel.shape), size * kernel.shape[0])
 
         def forward_backward(index: Any, d_kernel: Any) -> tuple[list[Any], Any]:
             row, target, scale = (ops.take(x, index, axis=0) for x in (rows, targets, weights))
@@ -94,18 +97,20 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
             is_label = target[:, None] == classes[None, :]
             d_logits = ops.cast(ops.where(is_label, d_logits - scale[:, None], d_logits), row.dtype)
             d_row = ops.cast(ops.matmul(d_logits, kernel), dtype)
-            return [losses, d_row], _add_products(d_kernel, d_logits, row)
+            return [losses, d_row], _add_products(d_kernel, row, d_logits, num_blocks)
 
         stacks = [ops.zeros_like(weights), ops.zeros(ops.shape(rows), dtype)]
+        shape = kernel.shape if num_blocks > 1 else kernel.shape[::-1]
         (losses, d_rows), d_kernel = accumulate_slices(
-            forward_backward, ops.shape(rows)[0], stacks, total=ops.zeros(kernel.shape, dtype)
+            forward_backward, ops.shape(rows)[0], stacks, total=ops.zeros(shape, dtype)
         )
         losses, d_hidden = merge_slices(losses, tokens), merge_slices(d_rows, tokens)
 
         def grad(upstream: Any) -> tuple[Any, Any, Any]:
+            scaled = upstream * d_kernel
             return (
                 ops.cast(upstream * d_hidden, hidden.dtype),
-                ops.cast(upstream * d_kernel, kernel.dtype),
+                ops.cast(scaled if num_blocks > 1 else ops.transpose(scaled), kernel.dtype),
                 upstream * losses,
             )
 
@@ -114,16 +119,21 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
     return weighted_sum
 
 
-def _add_products(d_kernel: Any, d_logits: Any, row: Any) -> Any:
-    """d_kernel + d_logits^T row, in blocks that take no more memory than the logits."""
-    size, transposed = row.shape[0], ops.transpose(row)
+def _add_products(d_kernel: Any, row: Any, d_logits: Any, num_blocks: int) -> Any:
+    """The kernel's gradient with a slice's added: transposed in one piece, or block by block.
+
+    The transpose is that of the small operand: that of the logits would be a pass over them. Large
+    kernels pay for it, as the pieces need no second array of the kernel's size.
+    """
+    transposed = ops.transpose(row)
+    if num_blocks == 1:
+        return d_kernel + ops.cast(ops.matmul(transposed, d_logits), d_kernel.dtype)
 
     def rows_of_kernel(start: Any, count: int) -> Any:
-        # Transposes of the small operand and of the product: that of the logits is slower.
-        columns = ops.slice(d_logits, (ops.zeros_like(start), start), (size, count))
+        columns = ops.slice(d_logits, (ops.zeros_like(start), start), (row.shape[0], count))
         return ops.cast(ops.transpose(ops.matmul(transposed, columns)), d_kernel.dtype)
 
-    return add_blocks(d_kernel, rows_of_kernel, size * d_logits.shape[1])
+    return add_blocks(d_kernel, rows_of_kernel, num_blocks)
 
 
 def _flat(hidden: Any, kernel: Any, labels: Any) -> tuple[Any, Any, Any]:

@@ -84,18 +84,17 @@ def accumulate_slices(
     return stacks, total
 
 
-def add_blocks(total: Any, term: Callable[[Any, int], Any], elements: int) -> Any:
-    """`total` (rows, width) plus a term that is made block by block.
+def count_blocks(elements: int, slice_elements: int) -> int:
+    """In how many blocks to add up what has so many elements.
 
-    Args:
-        total: what to add to.
-        term: of a row and a number of rows; returns these rows of what to add.
-        elements: what a block may hold, if it is more than a slice's intermediate product.
+    A block may hold as much as a slice's intermediate product.
     """
+    return math.ceil(elements / max(_ELEMENTS, slice_elements))
+
+
+def add_blocks(total: Any, term: Callable[[Any, int], Any], num_blocks: int) -> Any:
+    """`total` (rows, width) plus a term made block by block: `term(row, number of rows)`."""
     rows, width = total.shape
-    num_blocks = math.ceil(rows * width / max(_ELEMENTS, elements))
-    if num_blocks == 1:
-        return total + term(0, rows)
     size = math.ceil(rows / num_blocks)
 
     def advance(index: Any, total: Any) -> tuple[Any, Any]:
@@ -103,9 +102,10 @@ def add_blocks(total: Any, term: Callable[[Any, int], Any], elements: int) -> An
         start = ops.minimum(index * size, rows - size)
         block, zero = term(start, size), ops.zeros_like(start)
         is_new = start + ops.arange(size, dtype=start.dtype) >= index * size
-        block = ops.where(is_new[:, None], block, ops.zeros_like(block))
-        block = ops.slice(total, (start, zero), (size, width)) + block
-        return _next(index, block), ops.slice_update(total, (start, zero), block)
+        added = ops.where(is_new[:, None], block, ops.zeros_like(block))
+        added = ops.slice(total, (start, zero), (size, width)) + added
+        # Waiting for what is added would make XLA copy the total, to read it once more.
+        return _next(index, block), ops.slice_update(total, (start, zero), added)
 
     return ops.while_loop(lambda index, _: index < num_blocks, advance, (0, total))[1]
 
