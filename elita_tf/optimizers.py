@@ -7,7 +7,14 @@ from keras import ops
 
 
 class _Monitored:
-    """For an optimizer: keeps `gradient_norm`, and can leave out steps."""
+    """For Adam and AdamW: keeps `gradient_norm`, and can leave out steps.
+
+    What is the same for all variables is computed once a step, and not for every variable, as in
+    Keras: a schedule is a graph of its own, and hundreds of them take long to trace and compile.
+    """
+
+    _rate_of_step: Any = None
+    _scale_of_step: Any = None
 
     def __init__(self, *args: Any, skip_nonfinite: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -21,17 +28,51 @@ class _Monitored:
             (), dtype="float32", aggregation="mean", name="gradient_norm"
         )
 
+    @property
+    def learning_rate(self) -> Any:
+        if self._rate_of_step is None:
+            return super().learning_rate
+        return self._rate_of_step
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        keras.optimizers.Optimizer.learning_rate.fset(self, value)
+
     def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
         if not self.built:
             self.build(list(trainable_variables))
         norm = _global_norm(grads)
         kept = [*self._trainable_variables, *self.variables] if self.skip_nonfinite else []
         before = [ops.copy(variable) for variable in kept]
-        super().apply(grads, trainable_variables)
+        try:
+            self._rate_of_step = self.learning_rate
+            self._scale_of_step = self._bias_corrected(self._rate_of_step)
+            super().apply(grads, trainable_variables)
+        finally:
+            self._rate_of_step = self._scale_of_step = None
         for variable, value in zip(kept, before, strict=True):
             after = ops.convert_to_tensor(variable)
             variable.assign(ops.where(ops.isfinite(norm), after, value))
         self.gradient_norm.assign(norm)
+
+    def _bias_corrected(self, learning_rate: Any) -> Any:
+        dtype = self._trainable_variables[0].dtype
+        step = ops.cast(self.iterations + 1, dtype)
+        first, second = (
+            1 - ops.power(ops.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2)
+        )
+        return ops.cast(learning_rate, dtype) * ops.sqrt(second) / first
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if self.amsgrad:
+            return super().update_step(gradient, variable, learning_rate)
+        gradient = ops.cast(gradient, variable.dtype)
+        scale = ops.cast(self._scale_of_step, variable.dtype)
+        index = self._get_variable_index(variable)
+        mean, square = self._momentums[index], self._velocities[index]
+        self.assign_add(mean, (gradient - mean) * (1 - self.beta_1))
+        self.assign_add(square, (ops.square(gradient) - square) * (1 - self.beta_2))
+        self.assign_sub(variable, mean * scale / (ops.sqrt(square) + self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "skip_nonfinite": self.skip_nonfinite}

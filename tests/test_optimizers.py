@@ -67,6 +67,38 @@ def test_a_skipped_step_changes_nothing(ours, theirs, arguments, jit_compile):
     assert np.isfinite(norm) and not np.array_equal(moved[0], before[0])
 
 
+class CountedSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return 0.25 / ops.cast(step + 1, "float32")
+
+
+@OPTIMIZERS
+def test_a_schedule_is_asked_once_a_step_and_followed(ours, theirs, arguments):
+    schedule = CountedSchedule()
+    optimizer = ours(schedule, **arguments)
+    models = [make_model(o) for o in (optimizer, theirs(CountedSchedule(), **arguments))]
+    optimizer.build(models[0].trainable_variables)
+    weights = [[step(model, factor)[0] for factor in (1.0, 2.0, 3.0)] for model in models]
+    np.testing.assert_array_equal(weights[0], weights[1])
+    # A compiled step asks while it is traced.
+    assert schedule.calls == 1
+    assert float(ops.convert_to_numpy(optimizer.learning_rate)) == 0.0625
+
+
+def test_amsgrad_and_a_rate_that_is_set():
+    models = [
+        make_model(adam(0.125, amsgrad=True)) for adam in (MonitoredAdam, keras.optimizers.Adam)
+    ]
+    for rate in (0.125, 0.5):
+        for model in models:
+            model.optimizer.learning_rate = rate
+        received, expected = (step(model, 2.0)[0] for model in models)
+        np.testing.assert_array_equal(received, expected)
+
+
 def test_without_skipping_the_step_is_taken():
     model = make_model(MonitoredAdam(0.125))
     *weights, norm = step(model, np.nan)

@@ -75,7 +75,7 @@ class Recipe:
     carry_state: bool = False  # rows go on where those of the batch before ended, and so the state
     rematerialize: bool = False  # less memory, more time: for long contexts and many layers
     seed: NotNegative = 0
-    jit_compile: bool | Annotated[str, OneOf(("auto",))] = "auto"
+    jit_compile: bool | Annotated[str, OneOf(("auto", "blocks"))] = "auto"
     # What a step does whose loss or gradient is not finite; how long a killed run has to repeat.
     on_nonfinite: Annotated[str, OneOf(ON_NONFINITE)] = "stop"
     checkpoint_seconds: Amount = 60.0

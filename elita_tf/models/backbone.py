@@ -108,9 +108,7 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
 
         # === Functional model ===
         inputs = padding.symbolic_inputs()
-        options = padding.mixer_options(inputs)
-        embedded = self._embed(inputs["token_ids"], **options)
-        hidden_states = self._decode(embedded, lambda mixer, x: mixer(x, **options))
+        hidden_states = self.call_wrapped(inputs, lambda branch, layers: branch, training=None)
         super().__init__(inputs=inputs, outputs=hidden_states, dtype=dtype, **kwargs)
 
         for block in self.blocks:
@@ -132,45 +130,47 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
 
     def _embed(self, token_ids: Any, **options: Any) -> Any:
         """The embedding, wired once; `options` are those of `LearnedPositions`."""
-        x = self.token_embedding(token_ids)
-        if self.position_embedding is None:
-            return x
-        return x + self.position_embedding(token_ids, **options)
+        x, positions = self.token_embedding(token_ids), self.position_embedding
+        return x if positions is None else x + positions(token_ids, **options)
 
     def _decode(
         self,
         embedded: Any,
-        mix: Callable[[keras.layers.Layer, Any], Any],
+        options: dict[str, Any],
+        mix: Callable[..., Any] = lambda mixer, x, options: mixer(x, **options),
         intercept: Callable[[Any, int], Any] = lambda x, index: x,
         training: bool | None = None,
-        wrap: Callable[[Callable], Callable] = lambda branch: branch,
+        wrap: Callable[..., Callable] = lambda branch, layers: branch,
     ) -> Any:
         """The decoder, wired once.
 
         `mix` applies a mixer, `intercept` sees what a block makes, and `wrap` gets every branch
         beside the residual stream as a function. Dropout is none of it: a branch may run twice.
         """
+
+        def run(norm: keras.layers.Layer, layer: keras.layers.Layer, apply: Callable) -> Any:
+            branch = wrap(lambda x, options: apply(layer, norm(x), options), [norm, layer])
+            return self.dropout_layer(branch(x, options), training=training)
+
         x = self.dropout_layer(intercept(embedded, -1), training=training)
         for i, block in enumerate(self.blocks):
-            mixed = wrap(lambda x, block=block: mix(block["mixer"], block["mixer_norm"](x)))
-            x = x + self.dropout_layer(mixed(x), training=training)
-            fed = wrap(lambda x, block=block: block["feed_forward"](block["feed_forward_norm"](x)))
-            x = intercept(x + self.dropout_layer(fed(x), training=training), i)
-        return self.final_norm(x)
+            mixer_norm, mixer, feed_forward_norm, feed_forward = block.values()
+            x = x + run(mixer_norm, mixer, mix)
+            x = x + run(feed_forward_norm, feed_forward, lambda layer, x, _: layer(x))
+            x = intercept(x, i)
+        return wrap(lambda x, _: self.final_norm(x), [self.final_norm])(x, options)
 
-    def call_rematerialized(self, inputs: dict[str, Any], training: bool = False) -> Any:
-        """What a call gives, its gradients with less memory and more time.
+    def call_wrapped(
+        self, inputs: dict[str, Any], wrap: Callable[..., Callable], training: bool | None = False
+    ) -> Any:
+        """What a call gives; `wrap(branch, layers)` returns how to run a branch of these layers.
 
-        The backward pass computes the inside of every mixer and feed-forward again, one after the
-        other, instead of keeping that of all.
+        Branches are those beside the residual stream, and the last norm: functions `(x, options)`,
+        `options` a dict of tensors or None.
         """
         options = padding.mixer_options(inputs)
-        return self._decode(
-            self._embed(inputs["token_ids"], **options),
-            lambda mixer, x: mixer(x, **options),
-            training=training,
-            wrap=keras.remat,
-        )
+        x = self._embed(inputs["token_ids"], **options)
+        return self._decode(x, options, training=training, wrap=wrap)
 
     def call_with_state(
         self,
@@ -196,7 +196,7 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
         if self.learned_positions:
             new_state["position"] = positions_of(token_ids, offset, mask, segments)[1]
 
-        def mix(mixer: keras.layers.Layer, x: Any) -> Any:
+        def mix(mixer: keras.layers.Layer, x: Any, options: dict[str, Any]) -> Any:
             prefix = f"{mixer.name}_"
             own = {k.removeprefix(prefix): v for k, v in own_state.items() if k.startswith(prefix)}
             outputs, own = mixer.call_with_state(x, own, **options)
@@ -205,7 +205,7 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
             return outputs
 
         embedded = self._embed(token_ids, offset=offset, **options)
-        hidden_states = self._decode(embedded, mix, intercept, training)
+        hidden_states = self._decode(embedded, options, mix, intercept, training)
         require_state(self, state, set(new_state))
         return hidden_states, {**new_state, **kept}
 

@@ -13,12 +13,12 @@ from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
 from elita_tf.models.padding import OptionalInputs, require_inputs
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
-from elita_tf.ops import linear_cross_entropy, token_cross_entropy
-from elita_tf.schedules import CappedInverseSqrt
+from elita_tf.models.training import Training
+from elita_tf.ops import token_cross_entropy
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
+class ElitaCausalLM(OptionalInputs, Training, Generation, keras_hub.models.CausalLM):
     """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
@@ -98,6 +98,9 @@ class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
         if carried_batch_size is not None:
             self.carried_state = CarriedState(backbone, carried_batch_size)
 
+        # `compile` asks for it.
+        self.rematerialize = rematerialize
+
         # === Functional model ===
         hidden_states = backbone(backbone.input)
         logits = backbone.token_embedding(hidden_states, reverse=True)
@@ -105,7 +108,6 @@ class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
 
         # === Config ===
         self.carried_batch_size = carried_batch_size
-        self.rematerialize = rematerialize
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -113,82 +115,6 @@ class ElitaCausalLM(OptionalInputs, Generation, keras_hub.models.CausalLM):
             "carried_batch_size": self.carried_batch_size,
             "rematerialize": self.rematerialize,
         }
-
-    def compile(
-        self,
-        optimizer: Any = "auto",
-        loss: Any = "auto",
-        *,
-        weighted_metrics: Any = None,
-        jit_compile: bool | str = "auto",
-        **kwargs: Any,
-    ) -> None:
-        """As in Keras, with other defaults.
-
-        Args:
-            optimizer: "auto" is ELiTA's Adam(min(1e-3, 1e-2 / sqrt(step)), 0.9, 0.99).
-            loss: "auto" is `linear_cross_entropy`; any other loss gets the logits.
-            weighted_metrics: by default none: a metric needs the logits.
-            jit_compile: "auto" trains with XLA wherever there is one device, on a CPU too, where
-                Keras' own "auto" does not, and leaves generation, which gains nothing there, to
-                that. Pass False for a few steps only, or for batches of ever new shapes: the first
-                step of a shape takes longer. (On JAX, False runs operation by operation.)
-            **kwargs: of `keras_hub.models.CausalLM.compile`, `sampler` among them.
-        """
-        if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(CappedInverseSqrt(), beta_1=0.9, beta_2=0.99)
-        self.chooses_jit_compile = jit_compile == "auto"
-        if self.chooses_jit_compile and not kwargs.get("run_eagerly") and self._num_replicas == 1:
-            jit_compile = True
-        super().compile(
-            optimizer=optimizer,
-            loss=None if loss == "auto" else loss,
-            weighted_metrics=weighted_metrics,
-            jit_compile=jit_compile,
-            **kwargs,
-        )
-
-    @property
-    def _num_replicas(self) -> int:
-        # Keras' TensorFlow models know their strategy, under several replicas of which XLA fails.
-        # On JAX a step is one program, however many devices run it.
-        strategy = getattr(self, "distribute_strategy", None)
-        return 1 if strategy is None else strategy.num_replicas_in_sync
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as saved, so that a reloaded model goes on with its optimizer's state."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        # Variables that come up while TensorFlow traces the step have it trace once more.
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
-
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Any:
-        if self.loss is not None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        require_inputs(self.name, x, labels=y)
-        # The logits of `y_pred` stay unused, so a compiled step never computes them.
-        if not training or (self.carried_state is None and not self.rematerialize):
-            hidden_states = self.backbone(x, training=training)
-        elif self.rematerialize:
-            hidden_states = self.backbone.call_rematerialized(x, training=True)
-        else:
-            state = self.carried_state.read()
-            hidden_states, state = self.backbone.call_with_state(x, state, training=True)
-            self.carried_state.write(state)
-        loss = linear_cross_entropy(hidden_states, self.backbone.output_kernel, y, sample_weight)
-        # Every replica has the mean over its part of the batch, and Keras adds these up.
-        return sum(self.losses, loss) / self._num_replicas
 
     def token_losses(
         self, token_ids: Any, labels: Any, padding_mask: Any = None, segment_ids: Any = None

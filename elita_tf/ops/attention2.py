@@ -166,7 +166,7 @@ def attention2(
     # Maxima cancel out of every result, so no gradient goes through them.
     start = ops.stop_gradient(initial_state.max_logit)
     starts = None if segment_ids is None else segment_starts(segment_ids)[..., None]
-    maxima = running_maximum(ops.stop_gradient(key_logits), start, starts)
+    maxima = ops.stop_gradient(running_maximum(ops.stop_gradient(key_logits), start, starts))
     before = ops.concatenate([start[:, None], maxima[:, :-1]], axis=1)
     if starts is not None:
         before = ops.where(starts, -float("inf"), before)

@@ -153,12 +153,9 @@ def gated_linear_attention(
         split_chunks(ops.cast(x, state.dtype), chunk_size) for x in (query, key, value, log_decay)
     )
     scores, query, key, log_decay = _join_positions(scale * query, key, log_decay)
-    (ends,), (final_state,) = running_sums(
-        decay=ops.exp(log_decay)[..., None],
-        increments=[ops.matmul(ops.swapaxes(key, -1, -2), value)],
-        initial=[state],
+    starts, final_state = _carry(
+        ops.exp(log_decay)[..., None], ops.matmul(ops.swapaxes(key, -1, -2), value), state
     )
-    starts = ops.concatenate([state[:, None], ends[:, :-1]], axis=1)
     outputs = ops.matmul(scores, value) + ops.matmul(query, starts)
     return ops.cast(merge_chunks(outputs, time), outputs_dtype), final_state
 
@@ -166,6 +163,14 @@ def gated_linear_attention(
 def _forget(log_decay: Any, start: Any) -> Any:
     """The log_decay with -inf, which forgets all before, where a segment starts."""
     return ops.where(start[..., None, None], -float("inf"), log_decay)
+
+
+def _carry(decay: Any, increments: Any, state: Any) -> tuple[Any, Any]:
+    """The states before every chunk, (b, n, h, k, v), and the one after the last."""
+    if decay.shape[1] == 1:
+        return state[:, None], decay[:, 0] * state + increments[:, 0]
+    (ends,), (final_state,) = running_sums(decay, [increments], [state])
+    return ops.concatenate([state[:, None], ends[:, :-1]], axis=1), final_state
 
 
 def _join_positions(query: Any, key: Any, log_decay: Any) -> tuple[Any, Any, Any, Any]:

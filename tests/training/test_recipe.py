@@ -52,7 +52,10 @@ def test_the_resolved_recipe_reads_back(tiny_recipe, tmp_path):
         ("dropout=none", 'dropout = "none": expected a number, at least 0'),
         ("corpus=3", "corpus = 3: expected a string"),
         ("architecture=rnn", 'architecture = "rnn": expected "elita" or "elita_query" or'),
-        ("jit_compile=maybe", 'jit_compile = "maybe": expected true or false or "auto"'),
+        (
+            "jit_compile=maybe",
+            'jit_compile = "maybe": expected true or false or "auto" or "blocks"',
+        ),
         ("on_nonfinite=go", 'on_nonfinite = "go": expected "stop" or "skip"'),
         ("checkpoint_seconds=-1", "checkpoint_seconds = -1: expected a number, at least 0"),
         ("steps", "--set 'steps': expected key=value"),
