@@ -21,6 +21,7 @@ from elita_tf.models import ElitaCausalLM
 NAMES = ("elita", "gla", "transformer")
 LITERAL = "literal ELiTA"
 LARGE = ("num_layers=6", "hidden_dim=512", "context_length=1024", "batch_size=8")
+DEEP = load_recipe("gla-gpt2-wikitext2", ('init_embeddings=""', "vocabulary_size=50257"))
 
 
 class Case(NamedTuple):
@@ -74,7 +75,9 @@ def training_cases(short: bool) -> list[Case]:
     small.append(Case("300K", LITERAL, recipes["elita"], True, "auto"))
     small.append(Case("300K", f"{LITERAL}, XLA", recipes["elita"], True))
     large = [Case("large", name, load_recipe(f"{name}-wikitext2", LARGE)) for name in NAMES]
-    return small if short else small + large
+    choices = {"gla-gpt2": DEEP.jit_compile, "one program": True, "no XLA": False}
+    deep = [Case("deep", name, DEEP, jit_compile=choice) for name, choice in choices.items()]
+    return small if short else small + large + deep
 
 
 def matmul_flops(model: keras.Model, recipe: Recipe) -> float:

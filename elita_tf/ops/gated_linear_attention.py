@@ -168,6 +168,7 @@ def _forget(log_decay: Any, start: Any) -> Any:
 def _carry(decay: Any, increments: Any, state: Any) -> tuple[Any, Any]:
     """The states before every chunk, (b, n, h, k, v), and the one after the last."""
     if decay.shape[1] == 1:
+        # XLA would take seconds to find out what the gradient of the loop over chunks is: nothing.
         return state[:, None], decay[:, 0] * state + increments[:, 0]
     (ends,), (final_state,) = running_sums(decay, [increments], [state])
     return ops.concatenate([state[:, None], ends[:, :-1]], axis=1), final_state
