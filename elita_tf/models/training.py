@@ -34,13 +34,14 @@ class Training:
             loss: "auto" is `linear_cross_entropy`; any other loss gets the logits.
             weighted_metrics: by default none: a metric needs the logits.
             jit_compile: True compiles the whole training step with XLA. "blocks", for TensorFlow
-                and the default loss alone, compiles a program for each kind of block, which all
-                blocks share: the first step comes in half the time or less, and takes less memory;
-                small models then train up to a tenth slower. "auto" trains with XLA wherever there
-                is one device, on a CPU too, where Keras' own "auto" does not: by blocks if it can
-                and they are more than four. It leaves generation, which gains nothing there, to
-                Keras' "auto". Pass False for a few steps only, or for batches of ever new shapes:
-                the first step of a shape takes longer. (On JAX, False runs operation by operation.)
+                and the default loss, compiles a program for each kind of block, which all blocks
+                of that kind share: the first step comes in half the time or less and takes less
+                memory; the steps of small models take up to a tenth longer. "auto" trains with XLA
+                wherever there is one device, on a CPU too, where Keras' own "auto" does not: by
+                blocks where it can and there are more than four. It leaves generation, which gains
+                nothing, to Keras. Pass False for a few steps only, or for batches of ever new
+                shapes: the first step of a shape takes longer. (On JAX, False runs operation by
+                operation.)
             **kwargs: of `keras_hub.models.CausalLM.compile`, `sampler` among them.
 
         Raises:
