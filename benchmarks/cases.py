@@ -31,7 +31,7 @@ class Case(NamedTuple):
     name: str
     recipe: Recipe
     literal: bool = False
-    jit_compile: bool | str = True
+    jit_compile: bool | str = "auto"
 
     def build(self, dtype: str = "float32") -> keras.Model:
         """The compiled model with fresh weights."""
@@ -67,15 +67,12 @@ class StepTimes(keras.callbacks.Callback):
 
 def training_cases(short: bool) -> list[Case]:
     """The cases of all settings, in the order in which they take turns."""
-    recipes = {name: load_recipe(f"{name}-wikitext2") for name in NAMES}
-    small = [
-        Case("300K", name, recipe, jit_compile=recipe.jit_compile)
-        for name, recipe in recipes.items()
-    ]
-    small.append(Case("300K", LITERAL, recipes["elita"], True, "auto"))
-    small.append(Case("300K", f"{LITERAL}, XLA", recipes["elita"], True))
+    small = [Case("300K", name, load_recipe(f"{name}-wikitext2")) for name in NAMES]
+    elita = small[0].recipe
+    small.append(Case("300K", LITERAL, elita, literal=True))
+    small.append(Case("300K", f"{LITERAL}, XLA", elita, literal=True, jit_compile=True))
     large = [Case("large", name, load_recipe(f"{name}-wikitext2", LARGE)) for name in NAMES]
-    choices = {"gla-gpt2": DEEP.jit_compile, "one program": True, "no XLA": False}
+    choices = {"gla-gpt2": "auto", "one program": True, "no XLA": False}
     deep = [Case("deep", name, DEEP, jit_compile=choice) for name, choice in choices.items()]
     return small if short else small + large + deep
 
