@@ -1,5 +1,8 @@
 """segment_ids of the backbone and the language model: packed documents are separate texts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -46,8 +49,14 @@ def separate(backbone: ElitaBackbone) -> np.ndarray:
 
 
 def test_packed_documents_are_separate_texts(backbone: ElitaBackbone, separate: np.ndarray) -> None:
-    received = helpers.leaves(jitted(backbone)(INPUTS))
-    helpers.assert_close(received, [separate], LAYER_BOUND)
+    def rematerialized(inputs: dict[str, np.ndarray]) -> Any:
+        def wrap(branch: Callable, layers: Any) -> Callable:
+            return lambda x, options: keras.remat(lambda x: branch(x, options))(x)
+
+        return backbone.call_wrapped(inputs, wrap)
+
+    received = helpers.leaves([jitted(x)(INPUTS) for x in (backbone, rematerialized)])
+    helpers.assert_close(received, [separate, separate], LAYER_BOUND)
     whole = helpers.leaves(jitted(backbone)({"token_ids": IDS}))[0]
     assert helpers.relative_error(whole, separate) > 0.01
     padded = {name: np.pad(x, ((0, 0), (2, 1))) for name, x in INPUTS.items()}
