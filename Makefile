@@ -3,6 +3,8 @@
 RECIPE ?= quickstart
 ARGS ?=
 PYTHON ?=
+DATA_DIR ?=
+STUDY ?= full
 
 BENCHMARKS := op layer train decode memory
 LONG_TESTS := tests/ops/test_properties.py tests/layers/test_properties.py tests/data tests/models/test_tokenizer.py \
@@ -18,10 +20,11 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train test test-jax soak bench notebooks lint clean
+.PHONY: help train study test test-jax soak bench notebooks lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
+	@echo "make study DATA_DIR=... [STUDY=short]      train what docs/results.md compares: hours, or one with short"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
 	@echo "make test-jax [ARGS=...]                   run those of the Keras backend's work on JAX"
 	@echo "make soak  [ARGS=...]                      the long forms of the tests of kills, faults and inputs, then 45 minutes in one process"
@@ -33,6 +36,9 @@ help:
 
 train: $(INSTALLED)
 	$(VENV_PYTHON) training/train.py --recipe $(RECIPE) $(ARGS)
+
+study: $(INSTALLED)
+	$(VENV_PYTHON) training/study.py --data_dir "$(DATA_DIR)" $(if $(filter short,$(STUDY)),--short) $(ARGS)
 
 test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)

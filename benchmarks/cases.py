@@ -69,6 +69,7 @@ def training_cases(short: bool) -> list[Case]:
     """The cases of all settings, in the order in which they take turns."""
     small = [Case("300K", name, load_recipe(f"{name}-wikitext2")) for name in NAMES]
     elita = small[0].recipe
+    small.append(Case("300K", "elita_gated", load_recipe("elita-gated-wikitext2-tuned")))
     small.append(Case("300K", LITERAL, elita, literal=True))
     small.append(Case("300K", f"{LITERAL}, XLA", elita, literal=True, jit_compile=True))
     large = [Case("large", name, load_recipe(f"{name}-wikitext2", LARGE)) for name in NAMES]

@@ -33,6 +33,9 @@ PARITY_LENGTH = 1_024
 # Of the recurrent form and of softmax.
 LONGEST_BASELINE = 4_096
 
+# (batch, length) of attention2 with and without decays, 8 heads of 8 features.
+DECAY_SIZES = ((128, 256), (1, 16_384))
+
 Arguments = list[np.ndarray]
 
 
@@ -203,6 +206,39 @@ def measure(op: str, length: int, transform: str, runs: int) -> dict[str, harnes
     return harness.side_by_side(calls, runs)
 
 
+def decay_arguments(batch: int, length: int) -> Arguments:
+    """Three logits, the values, and the log-decays of half-lives of 1 to 64 positions."""
+    logits = batch, length, HEADS
+    arguments = normal(logits, logits, logits, (*logits, 8))
+    half_lives = np.geomspace(1, 64, HEADS)
+    return [*arguments, np.broadcast_to(-np.log(2) / half_lives, logits)]
+
+
+def measure_decay(batch: int, length: int, runs: int) -> dict[str, Any]:
+    """Forward and backward under XLA with and without decays, timed in turn after parity."""
+    forms = {
+        "without decays": lambda *x: ops.attention2(*x[:4])[0] + 0 * x[4][..., None],
+        "with decays": lambda *x: ops.attention2(*x[:4], log_decay=x[4])[0],
+    }
+    loop = harness.forward_backward(
+        lambda *x: ops.attention2_recurrent(*x[:4], log_decay=x[4])[0], False
+    )
+    small = decay_arguments(2, 256)
+    compiled = {name: harness.forward_backward(form, True) for name, form in forms.items()}
+    error = harness.relative_error(
+        compiled["with decays"](*tensors(small, "float32")), loop(*tensors(small, "float64"))
+    )
+    harness.require_parity("attention2 with decays", error)
+    arguments = tensors(decay_arguments(batch, length), "float32")
+    calls = {name: functools.partial(call, *arguments) for name, call in compiled.items()}
+    medians = {name: 1e3 * x.median for name, x in harness.side_by_side(calls, runs).items()}
+    return {
+        "parity_error": error,
+        "median_milliseconds": medians,
+        "ratio": medians["with decays"] / medians["without decays"],
+    }
+
+
 def plot(lines: list[dict[str, Any]]) -> Figure:
     """A column per op; forward, forward+backward, and the first call of the latter."""
     figure, axes = harness.panels(3, len(OPS), "Ops: fast forms and what they replace, batch 1")
@@ -242,7 +278,12 @@ def main(arguments: list[str] | None = None) -> None:
                     first_milliseconds={k: 1e3 * x.first for k, x in timings.items()},
                     shapes=[x.shape for x in OPS[op]["fast"].arguments(length)],
                 )
-    report.save(plot(report.lines))
+    figure = plot(report.lines)
+    for batch, length in DECAY_SIZES:
+        harness.progress(f"attention2 with decays, batch {batch}, length {length}")
+        fields = {"op": "attention2 with decays", "batch": batch, "length": length, "runs": 15}
+        report.write(**fields, **measure_decay(batch, length, 15))
+    report.save(figure)
 
 
 if __name__ == "__main__":

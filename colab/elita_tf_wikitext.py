@@ -15,7 +15,7 @@
 CORPUS = "wikitext-2"  # or "wikitext-103", "pydoc" (inside every Python), "text:PATH"
 DATA_DIR = None  # a folder with wiki.train.raw, wiki.valid.raw and wiki.test.raw; None downloads
 VOCABULARY_SIZE = 2048
-ARCHITECTURE = "elita_query"  # or "elita", "gla", "transformer", "hybrid"
+ARCHITECTURE = "elita_gated"  # or "elita_query", "gla", "gla_ff2", "transformer", "hybrid"
 NUM_LAYERS = 3
 CONTEXT_LENGTH = 256
 BATCH_SIZE = 128

@@ -7,14 +7,13 @@ from keras import ops
 
 
 class _Monitored:
-    """For Adam and AdamW: keeps `gradient_norm`, and can leave out steps.
+    """For optimizers: keeps `gradient_norm`, and can leave out steps.
 
-    What is the same for all variables is computed once a step, and not for every variable, as in
-    Keras: a schedule is a graph of its own, and hundreds of them take long to trace and compile.
+    The learning rate is computed once a step, and not for every variable, as in Keras: a schedule
+    is a graph of its own, and hundreds of them take long to trace and compile.
     """
 
     _rate_of_step: Any = None
-    _scale_of_step: Any = None
 
     def __init__(self, *args: Any, skip_nonfinite: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,22 +45,34 @@ class _Monitored:
         before = [ops.copy(variable) for variable in kept]
         try:
             self._rate_of_step = self.learning_rate
-            self._scale_of_step = self._bias_corrected(self._rate_of_step)
+            self._begin_step()
             super().apply(grads, trainable_variables)
         finally:
-            self._rate_of_step = self._scale_of_step = None
+            self._rate_of_step = None
         for variable, value in zip(kept, before, strict=True):
             after = ops.convert_to_tensor(variable)
             variable.assign(ops.where(ops.isfinite(norm), after, value))
         self.gradient_norm.assign(norm)
 
-    def _bias_corrected(self, learning_rate: Any) -> Any:
+    def _begin_step(self) -> None:
+        """Called when the learning rate of the step is known."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "skip_nonfinite": self.skip_nonfinite}
+
+
+class _MonitoredAdam(_Monitored):
+    """For Adam and AdamW: the bias correction, too, is computed once a step."""
+
+    _scale_of_step: Any = None
+
+    def _begin_step(self) -> None:
         dtype = self._trainable_variables[0].dtype
         step = ops.cast(self.iterations + 1, dtype)
         first, second = (
             1 - ops.power(ops.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2)
         )
-        return ops.cast(learning_rate, dtype) * ops.sqrt(second) / first
+        self._scale_of_step = ops.cast(self.learning_rate, dtype) * ops.sqrt(second) / first
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         if self.amsgrad:
@@ -74,12 +85,9 @@ class _Monitored:
         self.assign_add(square, (ops.square(gradient) - square) * (1 - self.beta_2))
         self.assign_sub(variable, mean * scale / (ops.sqrt(square) + self.epsilon))
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "skip_nonfinite": self.skip_nonfinite}
-
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class MonitoredAdam(_Monitored, keras.optimizers.Adam):
+class MonitoredAdam(_MonitoredAdam, keras.optimizers.Adam):
     """`keras.optimizers.Adam` that knows the norm of its gradient.
 
     After a step, the variable `gradient_norm` is the norm of the whole gradient before clipping;
@@ -105,8 +113,13 @@ class MonitoredAdam(_Monitored, keras.optimizers.Adam):
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class MonitoredAdamW(_Monitored, keras.optimizers.AdamW):
+class MonitoredAdamW(_MonitoredAdam, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` that knows the norm of its gradient: see `MonitoredAdam`."""
+
+
+@keras.saving.register_keras_serializable(package="elita_tf")
+class MonitoredMuon(_Monitored, keras.optimizers.Muon):
+    """`keras.optimizers.Muon` that knows the norm of its gradient: see `MonitoredAdam`."""
 
 
 def _global_norm(gradients: list[Any]) -> Any:

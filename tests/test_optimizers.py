@@ -3,13 +3,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW
+from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW, MonitoredMuon
 
 OPTIMIZERS = pytest.mark.parametrize(
     ("ours", "theirs", "arguments"),
     [
         (MonitoredAdam, keras.optimizers.Adam, {"global_clipnorm": 0.5}),
         (MonitoredAdamW, keras.optimizers.AdamW, {"weight_decay": 0.25}),
+        # The model's only weight is an embedding.
+        (MonitoredMuon, keras.optimizers.Muon, {"exclude_embeddings": False}),
     ],
 )
 

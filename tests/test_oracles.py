@@ -1,6 +1,7 @@
 """The closed-form gradients of the oracles against central differences of their values."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -41,6 +42,19 @@ def attention2_case() -> tuple:
     return oracles.attention2, oracles.attention2_gradients, arguments
 
 
+def decayed_attention2_case() -> tuple:
+    _, _, arguments = attention2_case()
+    decay = -np.random.default_rng(1).random((2, 4, 3))
+
+    def function(*arguments: Any) -> tuple:
+        return oracles.attention2(*arguments[:-1], log_decay=arguments[-1])
+
+    def gradients(arguments: Sequence, cotangents: Sequence) -> list:
+        return oracles.attention2_gradients(arguments[:-1], cotangents, arguments[-1])
+
+    return function, gradients, (*arguments, decay)
+
+
 def gated_linear_attention_case() -> tuple:
     rng = np.random.default_rng(0)
     query, key = rng.standard_normal((2, 2, 4, 3, 5))
@@ -49,7 +63,9 @@ def gated_linear_attention_case() -> tuple:
     return oracles.gated_linear_attention, oracles.gated_linear_attention_gradients, arguments
 
 
-@pytest.mark.parametrize("case", [attention2_case, gated_linear_attention_case])
+@pytest.mark.parametrize(
+    "case", [attention2_case, decayed_attention2_case, gated_linear_attention_case]
+)
 def test_gradients_are_the_slopes_of_the_values(case: Callable) -> None:
     function, gradients, arguments = case()
     cotangents = random_like(function(*arguments))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -36,8 +36,11 @@ from elita_tf.models import (
     architectures,
     load_gpt2_embeddings,
 )
-from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW
+from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW, MonitoredMuon
 from elita_tf.schedules import CappedInverseSqrt
+
+# Names of variables that weight decay leaves alone.
+_NO_MATRICES = ["bias", "gamma", "beta", "frequency", "phase", "readout"]
 
 
 class Parts(NamedTuple):
@@ -130,6 +133,13 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
         "dropout": recipe.dropout,
         "learned_positions": recipe.learned_positions,
     }
+    replaced = {
+        "mixers": recipe.mixers,
+        "mixer_options": _with_none(recipe.mixer_options),
+        "feed_forward": recipe.feed_forward,
+        "feed_forward_options": _with_none(recipe.feed_forward_options),
+    }
+    overridden |= {name: value for name, value in replaced.items() if value}
     arguments = {**architectures[recipe.architecture], **overridden}
     backbone = ElitaBackbone(vocabulary_size=vocabulary_size, **arguments)
     carried = recipe.batch_size if recipe.carry_state else None
@@ -139,6 +149,13 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
         rematerialize=recipe.rematerialize,
         compile=False,
     )
+
+
+def _with_none(options: Any) -> Any:
+    """The options with None for "none", which is how a recipe writes it."""
+    if isinstance(options, dict):
+        return {name: _with_none(value) for name, value in options.items()}
+    return None if options == "none" else options
 
 
 def compiled(function: Callable) -> Callable:
@@ -190,17 +207,28 @@ def hub_tokenizer(folder: Path) -> ElitaTokenizer | ElitaGPT2Tokenizer:
 
 
 def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
-    """Adam, or AdamW with weight decay, on the recipe's schedule."""
+    """Adam, with weight decay AdamW, or Muon, on the recipe's schedule.
+
+    Weight decay is for matrices: biases, norms, and what Attention2 and GLA know of positions and
+    half-lives have none. Muon is Keras': for matrices of rank 2, and Adam for all else, such as
+    the kernels of heads, of rank 3.
+    """
     arguments = {
         "learning_rate": build_schedule(recipe),
-        "beta_1": recipe.beta_1,
-        "beta_2": recipe.beta_2,
         "global_clipnorm": recipe.clip_norm or None,
         "skip_nonfinite": recipe.on_nonfinite == "skip",
     }
-    if recipe.weight_decay:
-        return MonitoredAdamW(weight_decay=recipe.weight_decay, **arguments)
-    return MonitoredAdam(**arguments)
+    betas = {"beta_1": recipe.beta_1, "beta_2": recipe.beta_2}
+    if recipe.optimizer == "muon":
+        arguments |= {f"adam_{name}": beta for name, beta in betas.items()}
+        decay = recipe.weight_decay
+        optimizer = MonitoredMuon(weight_decay=decay, adam_weight_decay=decay, **arguments)
+    elif recipe.weight_decay:
+        optimizer = MonitoredAdamW(weight_decay=recipe.weight_decay, **arguments, **betas)
+    else:
+        return MonitoredAdam(**arguments, **betas)
+    optimizer.exclude_from_weight_decay(var_names=_NO_MATRICES)
+    return optimizer
 
 
 def build_schedule(recipe: Recipe) -> float | keras.optimizers.schedules.LearningRateSchedule:

@@ -30,7 +30,12 @@ from recipe import Recipe
 # along the axis that is summed over, so that a block needs one sum over the devices a branch.
 LAYOUTS = {
     r".*/(query|key|value|logits|gate_up|output_gate)/kernel": (None, "model", None),
-    r".*_(attention2|attention2_query|gla|softmax)/output/kernel": ("model", None, None),
+    r".*/decay/kernel": (None, "model"),
+    r".*_(attention2|attention2_query|attention2_gated|gla|softmax)/output/kernel": (
+        "model",
+        None,
+        None,
+    ),
     r".*_feed_forward2/first/kernel": (None, "model"),
     r".*_feed_forward2/first/bias": ("model",),
     r".*_feed_forward2/kernel": ("model", None, None),

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_REPORTS = 5.0
 
 
-def losses_by_position(
+def label_losses(
     model: ElitaCausalLM,
     token_ids: np.ndarray,
     context_length: int,
@@ -39,10 +39,11 @@ def losses_by_position(
     carry_state: bool = False,
     documents: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the losses (nats) and number of labels at every position of a window, float64.
+    """The loss (nats) and the weight (0 or 1) of every id but the first, in their order, float64.
 
-    Every id but the first is a label once; with `documents`, the first of each is none. With
-    `carry_state`, a window starts from the state that the one before left, in batches of one.
+    Label t is at position t % `context_length` of its window. With `documents`, the first id of
+    each weighs 0. With `carry_state`, a window starts from the state that the one before left, in
+    batches of one.
     """
     batch_size = 1 if carry_state else batch_size
     state = model.backbone.get_initial_state(batch_size)
@@ -54,18 +55,31 @@ def losses_by_position(
         return model.token_losses(ids, labels, segment_ids=segments), state
 
     score = compiled(score)
-    sums, counts = np.zeros(context_length), np.zeros(context_length)
-    reported = time.monotonic()
+    pieces, done, reported = [], 0, time.monotonic()
     windows = partial(evaluation_windows, context_length=context_length, batch_size=batch_size)
     for inputs, labels, weights in packed(windows, token_ids, documents):
         losses, state = score(inputs, labels, state)
-        losses = keras.ops.convert_to_numpy(losses)
-        sums += np.sum(losses * weights.numpy(), axis=0, dtype=np.float64)
-        counts += np.sum(weights.numpy(), axis=0, dtype=np.float64)
+        pieces.append([np.ravel(keras.ops.convert_to_numpy(x)) for x in (losses, weights)])
+        done += pieces[-1][0].size
         if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
             reported = time.monotonic()
-            logger.info("Evaluating: %d of %d tokens", counts.sum(), len(token_ids) - 1)
-    return sums, counts
+            logger.info("Evaluating: %d of %d tokens", done, len(token_ids) - 1)
+    losses, weights = (np.concatenate(x).astype("float64") for x in zip(*pieces, strict=True))
+    return losses[: len(token_ids) - 1], weights[: len(token_ids) - 1]
+
+
+def losses_by_position(
+    model: ElitaCausalLM,
+    token_ids: np.ndarray,
+    context_length: int,
+    *arguments: Any,
+    **options: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the losses and number of labels at every position of a window, as `label_losses`."""
+    losses, weights = label_losses(model, token_ids, context_length, *arguments, **options)
+    positions = np.arange(len(losses)) % context_length
+    sums = np.bincount(positions, weights * losses, minlength=context_length)
+    return sums, np.bincount(positions, weights, minlength=context_length)
 
 
 def report(split: Split, sums: np.ndarray, counts: np.ndarray) -> dict[str, object]:

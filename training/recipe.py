@@ -1,11 +1,11 @@
-"""Recipes: flat TOML files whose keys are the fields of `Recipe`."""
+"""Recipes: TOML files whose keys are the fields of `Recipe`."""
 
 import json
 import tomllib
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,8 +16,16 @@ from elita_tf.models import architectures
 FOLDER = Path(__file__).parent / "recipes"
 ON_NONFINITE = ("stop", "skip")
 SCHEDULES = ("constant", "capped_inverse_sqrt", "cosine")
+OPTIMIZERS = ("adam", "muon")
 _LARGEST = 2**63 - 1  # TOML promises no larger integer.
-_NOUNS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+_NOUNS = {
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list of strings",
+    dict: "a table",
+}
 
 
 class AtLeast(NamedTuple):
@@ -39,7 +47,10 @@ Amount = Annotated[float, AtLeast(0)]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run; a field without a default must be given."""
+    """Everything that decides a run; a field without a default must be given.
+
+    In the tables of options, "none" stands for Python's None, which TOML lacks.
+    """
 
     # The data: see elita_tf.data.load_corpus and make_tokenizer.
     corpus: str
@@ -55,18 +66,24 @@ class Recipe:
     steps: Positive
     validation_interval: Positive
     validation_batches: Positive
-    # Adam, or AdamW when weight_decay is above 0.
+    # The optimizer: see build_optimizer.
     schedule: Annotated[str, OneOf(SCHEDULES)]
     learning_rate: Amount
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
     beta_1: Amount = 0.9
     beta_2: Amount = 0.999
-    weight_decay: Amount = 0.0
+    weight_decay: Amount = 0.0  # of matrices alone
     clip_norm: Amount = 0.0  # norm of the whole gradient; 0 does not clip
     inverse_sqrt_scale: Amount = 0.01  # for capped_inverse_sqrt
     warmup_steps: NotNegative = 0  # for cosine
     final_learning_rate: Amount = 0.0  # for cosine
     vocabulary_size: Positive = 2048  # for the SentencePiece tokenizers
     tokenizer_folder: str = ""  # for gpt2: holds vocab.json and merges.txt; "" downloads them
+    # What replaces more of the architecture: see ElitaBackbone. An empty one keeps what it has.
+    mixers: list[str] = field(default_factory=list)
+    mixer_options: dict[str, Any] = field(default_factory=dict)
+    feed_forward: str = ""
+    feed_forward_options: dict[str, Any] = field(default_factory=dict)
     dropout: Amount = 0.0
     learned_positions: bool = False
     init_embeddings: str = ""  # "gpt2", or a KerasHub GPT-2 preset, local folder or hf:// handle
@@ -82,9 +99,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The recipe as a TOML file that `load_recipe` reads."""
-        lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in asdict(self).items())
-        # JSON's strings are TOML's but for this character.
-        return "".join(lines).replace("\x7f", "\\u007f")
+        return "".join(f"{key} = {_to_toml(value)}\n" for key, value in asdict(self).items())
 
     def differences(self, other: "Recipe") -> list[str]:
         """What changes from this recipe to the other: `key: before -> after`."""
@@ -97,7 +112,8 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
     Args:
         name: a file in `training/recipes` without its `.toml`, or a path.
-        overrides: `key=value`, the value written as in TOML; quotes of strings may be left out.
+        overrides: `key=value`, the value written as in TOML; quotes of strings may be left out. A
+            key of a table is `table.key`.
 
     Raises:
         FileNotFoundError: when there is no such recipe; the message lists those there are.
@@ -115,7 +131,28 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     # Besides TOML's own error: no UTF-8, numbers of thousands of digits, deeply nested brackets.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
-    return checked_recipe({**values, **dict(map(_parse_override, overrides))})
+    for key, value in map(_parse_override, overrides):
+        _assign(values, key.split("."), value)
+    return checked_recipe(values)
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{_to_toml(key)} = {_to_toml(each)}" for key, each in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_to_toml, value))}]"
+    # JSON's strings are TOML's but for this character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """Sets values[path[0]][path[1]]..., making the tables that are missing."""
+    for i, key in enumerate(path[:-1], start=1):
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set {'.'.join(path)}: {'.'.join(path[:i])} is no table.")
+    values[path[-1]] = value
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -139,7 +176,9 @@ def checked_recipe(values: dict[str, Any]) -> Recipe:
     unknown = sorted(set(values) - set(annotations))
     if unknown:
         raise ValueError(f"Unknown key {', '.join(unknown)}: expected {', '.join(annotations)}.")
-    required = [field.name for field in fields(Recipe) if field.default is MISSING]
+    required = [
+        each.name for each in fields(Recipe) if each.default is each.default_factory is MISSING
+    ]
     missing = [key for key in required if key not in values]
     if missing:
         raise ValueError(f"Missing key {', '.join(missing)}: every recipe needs it.")
@@ -159,6 +198,10 @@ def checked_recipe(values: dict[str, Any]) -> Recipe:
 def _accepts(annotation: Any, value: Any) -> bool:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return any(_accepts(member, value) for member in typing.get_args(annotation))
+    if typing.get_origin(annotation) is list:
+        return isinstance(value, list) and all(_is_of(str, each) for each in value)
+    if typing.get_origin(annotation) is dict:
+        return isinstance(value, dict) and _is_plain(value)
     if typing.get_origin(annotation) is not Annotated:
         return _is_of(annotation, value)
     kind, constraint = typing.get_args(annotation)
@@ -167,6 +210,15 @@ def _accepts(annotation: Any, value: Any) -> bool:
     if isinstance(constraint, OneOf):
         return value in constraint.choices
     return value >= constraint.minimum
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of tables, lists, strings, finite numbers and booleans."""
+    if isinstance(value, dict):
+        return all(_is_of(str, key) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return any(_is_of(kind, value) for kind in (str, bool, int, float))
 
 
 def _is_of(kind: type, value: Any) -> bool:
@@ -184,6 +236,7 @@ def _describe(annotation: Any) -> str:
         if isinstance(constraint, OneOf):
             return " or ".join(f'"{choice}"' for choice in constraint.choices)
         return f"{_NOUNS[kind]}, at least {constraint.minimum}"
-    if annotation in _NOUNS:
-        return _NOUNS[annotation]
+    kind = typing.get_origin(annotation) or annotation
+    if kind in _NOUNS:
+        return _NOUNS[kind]
     return " or ".join(map(_describe, typing.get_args(annotation)))

@@ -136,7 +136,9 @@ def _positions_in_segments(start: Any, mask: Any, segments: Any) -> tuple[Any, A
     return counts - 1, counts[:, -1]
 
 
-def one_position(step: Callable, inputs: list[Any], state: Any) -> tuple[Any, Any]:
+def one_position(step: Callable, inputs: list[Any], state: Any, **optional: Any) -> tuple[Any, Any]:
     """A `*_step` op on inputs (batch, 1, ...): no loop over time, which some exports refuse."""
-    outputs, state = step(*(ops.squeeze(x, axis=1) for x in inputs), state)
+    inputs = [ops.squeeze(x, axis=1) for x in inputs]
+    optional = {k: ops.squeeze(x, axis=1) for k, x in optional.items() if x is not None}
+    outputs, state = step(*inputs, state, **optional)
     return ops.expand_dims(outputs, axis=1), state

@@ -17,6 +17,7 @@ from elita_tf.layers.arguments import (
     require_state,
     split_heads,
 )
+from elita_tf.layers.decay import half_life_bias, require_half_lives, spread_half_lives
 from elita_tf.layers.projection import projection
 from elita_tf.layers.segments import follow_segments, mask_of
 from elita_tf.ops import (
@@ -30,29 +31,46 @@ from elita_tf.ops.arguments import require_positive
 
 @keras.saving.register_keras_serializable(package="elita_tf")
 class Attention2(keras.layers.Layer):
-    """Causal attention with scalar logits and sinusoidal positions, linear in time (ELiTA).
+    """Causal attention with scalar logits, linear in time (ELiTA), with or without a forget gate.
 
     Per head, with i the absolute position, n the `context_length`, and m = 1, 2:
 
         p_m,i = sin(i a_m / n + b_m)
         key_logits_i = k_1 . x_i + p_1,i . c        self_logits_i = k_2 . x_i
         query_logits_i = p_2,i . c                  (+ k_3 . x_i with `use_query`)
-        y_i = (e^self_i v_i + e^query_i sum_{j<=i} e^key_j v_j)
-              / (e^self_i + e^query_i sum_{j<=i} e^key_j),       v_i = V x_i
+        S_i = e^log_decay_i S_{i-1} + e^key_i v_i   Z_i = e^log_decay_i Z_{i-1} + e^key_i
+        y_i = (e^self_i v_i + e^query_i S_i) / (e^self_i + e^query_i Z_i),       v_i = V x_i
 
     then the heads are joined and projected back to the input width. The positions are divided by
     the saved `context_length`, never by the length that happens to arrive, so a prefix and the
-    whole sequence agree; positions beyond `context_length` continue the same sine.
+    whole sequence agree; positions beyond `context_length` continue the same sine. Without a
+    `context_length` there are no sines, and p is 0.
+
+    What decays is chosen by `decay`:
+
+        None        log_decay_i = 0                     as published
+        "learned"   log_decay_i = -softplus(b)          one learned half-life a head
+        "gated"     log_decay_i = -softplus(w . x_i + b)     read from the input; w starts at 0
+
+    The published form has the sines alone to tell near from far: how two earlier positions weigh
+    against one another does not depend on where the query stands. With a decay it does. For
+    language take `context_length=None, use_query=True, decay="gated"`, which is as good far beyond
+    the length that it was trained on; docs/results.md has the figures.
 
     Args:
         num_heads: number of heads.
-        context_length: n, the number of positions over which the sine's phase advances by `a`.
+        context_length: n, the number of positions over which the sine's phase advances by `a`;
+            None for no sines, which needs a `decay`.
         value_dim: features of a head's values; by default the input width over `num_heads`.
         position_dim: sine features per head.
         use_query: add k_3 . x to the query logits, as the authors' later form does.
+        decay: None, "learned" or "gated".
+        half_lives: the half-lives in positions that a decay starts from: those of all heads but the
+            last are geometric from the first number to the second, and the last head's is 65,536.
+            Of two heads the first has the first number; one head alone has the second.
         kernel_initializer: for the value and output projections.
         logit_initializer: for k, a, b and c; by default uniform between -0.05 and 0.05.
-        kernel_regularizer: for the kernels of all projections, k among them.
+        kernel_regularizer: for the kernels of all projections, k and w among them.
 
     Call arguments:
         inputs: (batch, time, hidden).
@@ -65,46 +83,48 @@ class Attention2(keras.layers.Layer):
         (batch, time, hidden).
 
     Raises:
-        ValueError: a size below 1, a width that `num_heads` does not divide, or a shape of inputs,
-            mask, segments or state that does not fit.
+        ValueError: a size below 1, a width that `num_heads` does not divide, neither a
+            `context_length` nor a `decay`, half-lives that are no two positive numbers, or a shape
+            of inputs, mask, segments or state that does not fit.
 
     Example:
 
     >>> import numpy as np
     >>> from elita_tf import layers
-    >>> layer = layers.Attention2(num_heads=2, context_length=16)
+    >>> layer = layers.Attention2(num_heads=2, use_query=True, decay="gated")
     >>> tuple(layer(np.ones((1, 5, 8), "float32")).shape)
     (1, 5, 8)
 
-    Source: the elita-transformer repository, equations of its README.
+    Source: the elita-transformer repository, equations of its README; the decay is this package's.
     """
 
     def __init__(
         self,
         num_heads: int,
-        context_length: int,
+        context_length: int | None = None,
         value_dim: int | None = None,
         position_dim: int = 8,
         use_query: bool = False,
+        decay: str | None = None,
+        half_lives: tuple[float, float] = (1.0, 64.0),
         kernel_initializer: Any = "glorot_uniform",
         logit_initializer: Any = "random_uniform",
         kernel_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_positive(
-            "Attention2",
-            num_heads=num_heads,
-            context_length=context_length,
-            position_dim=position_dim,
-        )
-        require_sizes("Attention2", value_dim=value_dim)
+        require_positive("Attention2", num_heads=num_heads, position_dim=position_dim)
+        require_sizes("Attention2", context_length=context_length, value_dim=value_dim)
         require_flag("Attention2", use_query=use_query)
+        require_half_lives("Attention2", half_lives)
+        _require_decay(decay, context_length)
         self.num_heads = num_heads
         self.context_length = context_length
         self.value_dim = value_dim
         self.position_dim = position_dim
         self.use_query = use_query
+        self.decay = decay
+        self.half_lives = tuple(half_lives)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.logit_initializer = keras.initializers.get(logit_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
@@ -130,10 +150,30 @@ class Attention2(keras.layers.Layer):
         self.value_projection.build(input_shape)
         self.logit_projection.build(input_shape)
         self.output_projection.build((*input_shape[:-1], self.num_heads, value_dim))
-        sines = (2, self.num_heads, self.position_dim)
-        self.frequency = self._logit_weight(sines, "frequency")
-        self.phase = self._logit_weight(sines, "phase")
-        self.readout = self._logit_weight(sines[1:], "readout")
+        if self.context_length is not None:
+            sines = (2, self.num_heads, self.position_dim)
+            self.frequency = self._logit_weight(sines, "frequency")
+            self.phase = self._logit_weight(sines, "phase")
+            self.readout = self._logit_weight(sines[1:], "readout")
+        if self.decay is not None:
+            self._build_decay(input_shape)
+
+    def _build_decay(self, input_shape: tuple[int | None, ...]) -> None:
+        bias = half_life_bias(spread_half_lives(self.half_lives, self.num_heads))
+        # Not of the policy's dtype: of a long half-life, bfloat16 would keep two digits.
+        self.decay_bias = self.add_weight(
+            (self.num_heads,),
+            keras.initializers.Constant(bias),
+            dtype=self._state_dtype,
+            autocast=False,
+            name="decay_bias",
+        )
+        self.decay_projection = None
+        if self.decay == "gated":
+            self.decay_projection = projection(
+                self, "btd,dh->bth", (None, self.num_heads), "decay", keras.initializers.Zeros()
+            )
+            self.decay_projection.build(input_shape)
 
     def _logit_weight(self, shape: tuple[int, ...], name: str) -> Any:
         # Not cast to the compute dtype: the phase of a far position needs all of float32.
@@ -154,23 +194,33 @@ class Attention2(keras.layers.Layer):
         return self._advance(inputs, state, mask, segment_ids)
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
-        """The empty state: max_logit, numerator, denominator and the int32 position."""
+        """The empty state: max_logit, numerator, denominator; with sines the int32 position."""
         require_batch_size(self, batch_size)
         empty = attention2_empty_state(
             batch_size, self.num_heads, self._head_value_dim, self._state_dtype
         )
-        return {**empty._asdict(), "position": ops.zeros((batch_size,), "int32")}
+        position = {"position": ops.zeros((batch_size,), "int32")}
+        return {**empty._asdict(), **(position if self.context_length else {})}
 
     def position_bases(self, length: int) -> Any:
-        """P(i, j) = c . (p_1,j + p_2,i) of every head: float array (heads, length, length)."""
+        """P(i, j) = c . (p_1,j + p_2,i) of every head: float array (heads, length, length).
+
+        Raises:
+            ValueError: the layer has no sines.
+        """
+        if self.context_length is None:
+            raise ValueError(
+                f"`{self.name}` has no position bases: they are made of the sines of a layer with "
+                "a `context_length`, and this one has None. Its positions are in its decays."
+            )
         key, query = self._position_logits(ops.arange(length, dtype="int32")[None, :])
         return ops.transpose(query[0])[:, :, None] + ops.transpose(key[0])[:, None, :]
 
     @property
     def _state_axes(self) -> dict[str, str]:
         heads = f"batch {self.num_heads}"
-        axes = Attention2State(heads, f"{heads} {self._head_value_dim}", heads)
-        return {**axes._asdict(), "position": "batch"}
+        axes = Attention2State(heads, f"{heads} {self._head_value_dim}", heads)._asdict()
+        return {**axes, "position": "batch"} if self.context_length else axes
 
     @property
     def _state_dtype(self) -> str:
@@ -181,22 +231,43 @@ class Attention2(keras.layers.Layer):
     ) -> tuple[Any, dict[str, Any]]:
         require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes, segment_ids)
         segments, state, kept = follow_segments(self, state, mask, segment_ids)
-        positions, next_position = positions_of(inputs, state and state["position"], mask, segments)
-        key_position, query_position = self._position_logits(positions)
         logits = ops.cast(self.logit_projection(inputs), self._state_dtype)
-        key_logits = logits[..., 0] + key_position
+        key_logits, self_logits = logits[..., 0], logits[..., 1]
+        query_logits = logits[..., 2] if self.use_query else ops.zeros_like(key_logits)
+        log_decay = None if self.decay is None else self.log_decays(inputs)
+        if self.context_length is not None:
+            offset = state and state["position"]
+            positions, kept["position"] = positions_of(inputs, offset, mask, segments)
+            key_position, query_position = self._position_logits(positions)
+            key_logits, query_logits = key_logits + key_position, query_logits + query_position
         if mask is not None:
-            key_logits = ops.where(ops.cast(mask, "bool")[..., None], key_logits, -float("inf"))
-        query_logits = query_position + (logits[..., 2] if self.use_query else 0.0)
-        query_logits = ops.broadcast_to(query_logits, ops.shape(key_logits))
-        terms = [key_logits, query_logits, logits[..., 1], self.value_projection(inputs)]
+            real = ops.cast(mask, "bool")[..., None]
+            key_logits = ops.where(real, key_logits, -float("inf"))
+            log_decay = log_decay if log_decay is None else ops.where(real, log_decay, 0.0)
+        terms = [key_logits, query_logits, self_logits, self.value_projection(inputs)]
         initial = state and Attention2State(*(state[name] for name in Attention2State._fields))
         if state is not None and inputs.shape[1] == 1:
-            outputs, final = one_position(attention2_step, terms, initial)
+            outputs, final = one_position(attention2_step, terms, initial, log_decay=log_decay)
         else:
-            outputs, final = attention2(*terms, initial, segment_ids=segments)
-        state = {**final._asdict(), "position": next_position, **kept}
-        return self.output_projection(outputs), state
+            outputs, final = attention2(*terms, initial, log_decay=log_decay, segment_ids=segments)
+        return self.output_projection(outputs), {**final._asdict(), **kept}
+
+    def log_decays(self, inputs: Any) -> Any:
+        """The log_decay of every position and head, (batch, time, heads), of such inputs.
+
+        A half-life in positions is ln 2 / -log_decay.
+
+        Raises:
+            ValueError: the layer has no decay.
+        """
+        if self.decay is None:
+            raise ValueError(
+                f"`{self.name}` has no decays: its `decay` is None. Pass decay='gated', say."
+            )
+        bias = ops.cast(self.decay_bias, self._state_dtype)
+        if self.decay_projection is None:
+            return ops.broadcast_to(-ops.softplus(bias), (*ops.shape(inputs)[:2], self.num_heads))
+        return -ops.softplus(ops.cast(self.decay_projection(inputs), self._state_dtype) + bias)
 
     def _position_logits(self, positions: Any) -> tuple[Any, Any]:
         """p_1 . c and p_2 . c, each (batch or 1, time, heads), for int32 (batch or 1, time)."""
@@ -224,7 +295,22 @@ class Attention2(keras.layers.Layer):
             "value_dim": self.value_dim,
             "position_dim": self.position_dim,
             "use_query": self.use_query,
+            "decay": self.decay,
+            "half_lives": self.half_lives,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "logit_initializer": keras.initializers.serialize(self.logit_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
         }
+
+
+def _require_decay(decay: Any, context_length: int | None) -> None:
+    if decay not in (None, "learned", "gated"):
+        raise ValueError(
+            "`decay` of Attention2: expected None, as published, 'learned' or 'gated', received "
+            f"{decay!r}."
+        )
+    if decay is None and context_length is None:
+        raise ValueError(
+            "Attention2 knows positions by the sines of a `context_length` or by a `decay`, and "
+            "received None for both. Pass context_length=256, say, or decay='gated'."
+        )

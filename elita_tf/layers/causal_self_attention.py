@@ -18,12 +18,10 @@ from elita_tf.layers.projection import projection
 from elita_tf.layers.segments import follow_segments, mask_of, number_segments
 from elita_tf.ops.arguments import require_positive
 from elita_tf.ops.chunking import state_dtype
+from elita_tf.ops.window_attention import real_last, take_rows, window_attention
 
 # The base of the rotary wavelengths in RoFormer, as in most decoders since.
 _ROTARY_BASE = 10_000.0
-
-# Positions and, if there are any, segments: both (batch or 1, time).
-Places = tuple[Any, Any]
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -33,8 +31,8 @@ class CausalSelfAttention(keras.layers.Layer):
         y_i = W_o sum_j softmax_j(rotate_i(q_i) . rotate_j(k_j) / sqrt(head_dim)) v_j,
         0 <= i - j < context_length
 
-    Quadratic in time up to `context_length`. Its state holds the last `context_length` keys and
-    values.
+    Time and memory are quadratic in the length up to `context_length`, and linear beyond. The state
+    holds the last `context_length` keys and values.
 
     Args:
         num_heads: number of heads; the head dimension, width over heads, must be even.
@@ -107,8 +105,8 @@ class CausalSelfAttention(keras.layers.Layer):
         require_call(self, self._hidden_dim, inputs, mask, None, {}, segment_ids)
         segments = number_segments(segment_ids, mask)
         query, key, value, positions, _ = self._project(inputs, None, mask, segments)
-        valid = ops.ones_like(positions, "bool") if mask is None else ops.cast(mask, "bool")
-        return self._attend(query, key, value, (positions, segments), (positions, segments), valid)
+        real = None if mask is None else ops.cast(mask, "bool")
+        return self._attend(query, key, value, positions, real)
 
     def call_with_state(
         self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
@@ -126,27 +124,20 @@ class CausalSelfAttention(keras.layers.Layer):
         key = ops.concatenate([ops.cast(state["key"], key.dtype), key], axis=1)
         value = ops.concatenate([ops.cast(state["value"], value.dtype), value], axis=1)
         slots = ops.arange(-self.context_length, 0, dtype="int32")
-        earlier = ops.cast(state["position"], "int32")[:, None] + slots[None, :]
-        new = ops.ones_like(positions, "bool") if mask is None else ops.cast(mask, "bool")
-        valid = ops.concatenate([earlier >= 0, new], axis=1)
-        keys = ops.concatenate([earlier, positions], axis=1), None
-        if segments is not None:
-            # The state is of the first segment.
-            keys = keys[0], ops.concatenate([ops.zeros_like(earlier), segments], axis=1)
-        outputs = self._attend(query, key, value, (positions, segments), keys, valid)
-        if segments is not None:
-            valid &= keys[1] == segments[:, -1:]
-            key, value = (_clear(x, valid) for x in (key, value))
+        real = None
         if mask is not None:
-            order = ops.arange(ops.shape(valid)[1], dtype="int32")
-            order = ops.argsort(ops.where(valid, order + ops.shape(valid)[1], order), axis=1)
-            key, value = (_compact(x, valid, order) for x in (key, value))
-        return outputs, {
-            "key": key[:, -self.context_length :],
-            "value": value[:, -self.context_length :],
-            "position": next_position,
-            **kept,
-        }
+            earlier = ops.cast(state["position"], "int32")[:, None] + slots >= 0
+            real = ops.concatenate([earlier, ops.cast(mask, "bool")], axis=1)
+        outputs = self._attend(query, key, value, positions, real)
+        if mask is not None:
+            order = real_last(real)
+            key, value = (take_rows(x, order) for x in (key, value))
+        key, value = (x[:, -self.context_length :] for x in (key, value))
+        if mask is not None or segments is not None:
+            # Slots before the first position of the segment are empty.
+            empty = (next_position[:, None] + slots < 0)[:, :, None, None]
+            key, value = (ops.where(empty, ops.zeros_like(x), x) for x in (key, value))
+        return outputs, {"key": key, "value": value, "position": next_position, **kept}
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
         """The empty state: key and value (batch, context_length, heads, head_dim), position."""
@@ -171,19 +162,12 @@ class CausalSelfAttention(keras.layers.Layer):
         key = _rotate(self.key_projection(inputs), positions)
         return query, key, self.value_projection(inputs), positions, next_position
 
-    def _attend(
-        self, query: Any, key: Any, value: Any, queries: Places, keys: Places, valid: Any
-    ) -> Any:
-        """The attention of queries to the valid keys, given the places of both."""
-        (query_positions, query_segments), (key_positions, key_segments) = queries, keys
-        distance = query_positions[:, :, None] - key_positions[:, None, :]
-        visible = (distance >= 0) & (distance < self.context_length) & valid[:, None, :]
-        if query_segments is not None:
-            visible &= query_segments[:, :, None] == key_segments[:, None, :]
+    def _attend(self, query: Any, key: Any, value: Any, positions: Any, real: Any) -> Any:
+        # A position is the number of real ones before it in its segment, the state's included.
+        seen = ops.minimum(positions + 1, self.context_length)
         # Scaled here, as Keras rounds a scale to float32 also for float64.
-        outputs = ops.dot_product_attention(
-            query * self._head_dim**-0.5, key, value, mask=visible[:, None], scale=1.0
-        )
+        query = query * self._head_dim**-0.5
+        outputs = window_attention(query, key, value, seen, self.context_length, real)
         return self.output_projection(outputs)
 
     @property
@@ -213,13 +197,3 @@ def _rotate(x: Any, positions: Any) -> Any:
     cosine, sine = ops.cast(ops.cos(angles), x.dtype), ops.cast(ops.sin(angles), x.dtype)
     first, second = x[..., :half], x[..., half:]
     return ops.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
-
-
-def _compact(x: Any, valid: Any, order: Any) -> Any:
-    """The valid rows of (b, s, h, v) moved to the end, zeros before them."""
-    return ops.take_along_axis(_clear(x, valid), order[:, :, None, None], axis=1)
-
-
-def _clear(x: Any, valid: Any) -> Any:
-    """(b, s, h, v) with zeros where it is not valid."""
-    return ops.where(valid[:, :, None, None], x, ops.zeros_like(x))

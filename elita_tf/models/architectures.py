@@ -18,8 +18,12 @@ architectures: dict[str, dict[str, Any]] = {
     # ELiTA as published, and its authors' later form with the query term k_3 . x.
     "elita": {**_ELITA, "mixers": "attention2"},
     "elita_query": {**_ELITA, "mixers": "attention2_query"},
+    # ELiTA with a forget gate for every head in place of the sines.
+    "elita_gated": {**_ELITA, "mixers": "attention2_gated"},
     # GLA as published: 4 heads, SwiGLU, no positional encoding.
     "gla": {**_SWIGLU, "num_heads": 4, "mixers": "gla"},
+    # GLA with ELiTA's feed-forward.
+    "gla_ff2": {**_ELITA, "num_heads": 4, "mixers": "gla"},
     # The baseline: softmax attention with rotary positions and SwiGLU.
     "transformer": {**_SWIGLU, "num_heads": 8, "mixers": "softmax"},
     # Constant-size state in all blocks but one.

@@ -1,6 +1,7 @@
 """The decoder without its output projection."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,10 +11,11 @@ from elita_tf.layers.arguments import positions_of, require_state
 from elita_tf.layers.segments import LEAF, follow_segments
 from elita_tf.models import blocks, padding
 from elita_tf.models.learned_positions import LearnedPositions
+from elita_tf.models.presets import PackagedPresets
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
+class ElitaBackbone(PackagedPresets, padding.OptionalInputs, keras_hub.models.Backbone):
     """A pre-norm decoder with a mixer and a feed-forward in every block.
 
         x = embedding(token_ids)
@@ -28,9 +30,14 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
         num_layers: number of blocks.
         hidden_dim: width of the residual stream.
         num_heads: heads of every mixer.
-        mixers: the mixer of every block, or one name for all: "attention2" (ELiTA),
-            "attention2_query" (its later form, with the query term), "gla", "softmax".
+        mixers: the mixer of every block, or a pattern of fewer names that repeats over the
+            blocks, or one name for all: "attention2" (ELiTA), "attention2_query" (its later form,
+            with the query term), "attention2_gated" (with the query term and a forget gate, without
+            sines), "gla", "softmax".
+        mixer_options: arguments of the mixers' layers, by the names in `mixers`, such as
+            {"gla": {"gate_rank": 32}}. They come before what the backbone's own arguments say.
         feed_forward: "feed_forward2" (ELiTA) or "swiglu".
+        feed_forward_options: arguments of the feed-forward's layer, such as {"rank": 4}.
         normalization: "layer_norm" or "rms_norm".
         dropout: rate on the embedding and on the output of every mixer and feed-forward.
         context_length: n of Attention2's positions, the window of softmax blocks, and the number
@@ -50,7 +57,8 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
         The normalised hidden states (batch, time, hidden).
 
     Raises:
-        ValueError: an unknown name, a size below 1, or mixers that are not one per block.
+        ValueError: an unknown name or option, a size below 1, or a pattern of mixers that does not
+            divide the blocks.
 
     Example:
 
@@ -70,7 +78,9 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
         hidden_dim: int,
         num_heads: int,
         mixers: str | list[str] = "attention2",
+        mixer_options: dict[str, dict[str, Any]] | None = None,
         feed_forward: str = "feed_forward2",
+        feed_forward_options: dict[str, Any] | None = None,
         normalization: str = "layer_norm",
         dropout: float = 0.0,
         context_length: int = 256,
@@ -82,10 +92,12 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
         # === Layers ===
         blocks.require_sizes(vocabulary_size, hidden_dim, num_heads, context_length)
         blocks.require_options(dropout, tie_embeddings, learned_positions)
-        mixers = blocks.one_per_block(mixers, num_layers)
-        build_mixers = [blocks.choose("mixers", mixer, dtype) for mixer in mixers]
-        build_norm = blocks.choose("normalization", normalization, dtype)
-        build_feed_forward = blocks.choose("feed_forward", feed_forward, dtype)
+        mixer_options, feed_forward_options = mixer_options or {}, feed_forward_options or {}
+        build_mixers = blocks.mixer_builders(
+            mixers, num_layers, mixer_options, num_heads, context_length
+        )
+        build_norm = partial(blocks.normalization_builder(normalization), dtype=dtype)
+        build_feed_forward = blocks.feed_forward_builder(feed_forward, feed_forward_options)
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocabulary_size, hidden_dim, tie_embeddings, dtype=dtype, name="token_embedding"
         )
@@ -97,11 +109,11 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
         self.blocks = [
             {
                 "mixer_norm": build_norm(name=f"block_{i}_mixer_norm"),
-                "mixer": build_mixer(num_heads, context_length, name=f"block_{i}_{mixer}"),
+                "mixer": build_mixer(dtype=dtype, name=f"block_{i}_{mixer}"),
                 "feed_forward_norm": build_norm(name=f"block_{i}_feed_forward_norm"),
-                "feed_forward": build_feed_forward(name=f"block_{i}_{feed_forward}"),
+                "feed_forward": build_feed_forward(dtype=dtype, name=f"block_{i}_{feed_forward}"),
             }
-            for i, (mixer, build_mixer) in enumerate(zip(mixers, build_mixers, strict=True))
+            for i, (mixer, build_mixer) in enumerate(build_mixers)
         ]
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")
         self.final_norm = build_norm(name="final_norm")
@@ -120,8 +132,10 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
         self.num_layers = num_layers
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
-        self.mixers = mixers
+        self.mixers = blocks.as_pattern(mixers, num_layers)
+        self.mixer_options = mixer_options
         self.feed_forward = feed_forward
+        self.feed_forward_options = feed_forward_options
         self.normalization = normalization
         self.dropout = dropout
         self.context_length = context_length
@@ -241,7 +255,9 @@ class ElitaBackbone(padding.OptionalInputs, keras_hub.models.Backbone):
             "hidden_dim": self.hidden_dim,
             "num_heads": self.num_heads,
             "mixers": self.mixers,
+            "mixer_options": self.mixer_options,
             "feed_forward": self.feed_forward,
+            "feed_forward_options": self.feed_forward_options,
             "normalization": self.normalization,
             "dropout": self.dropout,
             "context_length": self.context_length,

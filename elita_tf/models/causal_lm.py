@@ -13,12 +13,15 @@ from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
 from elita_tf.models.padding import OptionalInputs, require_inputs
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
+from elita_tf.models.presets import PackagedPresets
 from elita_tf.models.training import Training
 from elita_tf.ops import token_cross_entropy
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaCausalLM(OptionalInputs, Training, Generation, keras_hub.models.CausalLM):
+class ElitaCausalLM(
+    PackagedPresets, OptionalInputs, Training, Generation, keras_hub.models.CausalLM
+):
     """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy

@@ -7,11 +7,12 @@ import keras_hub
 import tensorflow as tf
 
 from elita_tf.models.backbone import ElitaBackbone
+from elita_tf.models.presets import PackagedPresets
 from elita_tf.models.tokenizer import ElitaTokenizer
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaCausalLMPreprocessor(keras_hub.models.CausalLMPreprocessor):
+class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPreprocessor):
     """Tokenizes strings into padded windows for `fit`, and prompts for `generate`.
 
     Args:

@@ -9,13 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from elita_tf.models.backbone import ElitaBackbone
+from elita_tf.models.presets import PackagedPresets
 
 # SentencePiece writes a space as this character, so that the character itself needs its bytes.
 _SPACE_MARK = "\u2581"
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaTokenizer(keras_hub.tokenizers.SentencePieceTokenizer):
+class ElitaTokenizer(PackagedPresets, keras_hub.tokenizers.SentencePieceTokenizer):
     r"""SentencePiece with the ids of `elita_tf.data`, line ends and every character kept.
 
     A model that has the piece `"\n"` is lossless. With any other one, `</s>` stands for the line

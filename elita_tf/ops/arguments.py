@@ -76,14 +76,17 @@ def require_attention2(
     logits: tuple[Any, Any, Any],
     value: Any,
     state: Any,
-    axes: Axes = _SEQUENCE,
+    log_decay: Any = None,
     segments: Any = None,
+    axes: Axes = _SEQUENCE,
 ) -> None:
     """The arguments of the forms of `attention2`; `axes` are those of the logits.
 
     A step needs a state, the forms over a sequence have an empty one by default.
     """
     named = dict(zip(("key_logits", "query_logits", "self_logits"), logits, strict=True))
+    if log_decay is not None:
+        named["log_decay"] = log_decay
     tensors = {name: (tensor, axes) for name, tensor in named.items()}
     tensors["value"] = value, f"{axes} value_dim"
     if state is not None or axes == STEP:

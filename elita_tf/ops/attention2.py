@@ -1,7 +1,8 @@
 """Attention2 (ELiTA): softmax over scalar logits in linear time, exact in log space.
 
     y_i = (e^self_i v_i + e^query_i S_i) / (e^self_i + e^query_i Z_i)
-    S_i = sum_{j<=i} e^key_j v_j            Z_i = sum_{j<=i} e^key_j
+    S_i = e^log_decay_i S_{i-1} + e^key_i v_i
+    Z_i = e^log_decay_i Z_{i-1} + e^key_i
 
 | here          | ELiTA's text                                  |
 |---------------|-----------------------------------------------|
@@ -9,11 +10,19 @@
 | query_logits  | p_{2,i} . c  (later also + k_3 . x_i)         |
 | self_logits   | k_2 . x_i                                     |
 | value         | V x_i                                         |
+| log_decay     | (none: 0)                                     |
 
-Source: the elita-transformer repository, equations of its README.
+Source: the elita-transformer repository, equations of its README. The decay is this package's: a
+forget gate for every head.
 
-Both forms hold S and Z divided by e^max_logit, the largest key so far, and use
-y = v + g (S / Z - v) with g = sigmoid(query + log Z - self), so no exponential overflows.
+All forms hold S and Z divided by e^max_logit, where
+
+    max_logit_i = max(max_logit_{i-1} + log_decay_i, key_i)
+
+and use y = v + g (S / Z - v) with g = sigmoid(query + log Z - self), so no exponential overflows.
+The maximum is an anchor only. The sums pass from position to position by the factor
+exp((max_logit_{i-1} - max_logit_i) + log_decay_i), in this order: what rounding takes from a large
+maximum then stays in the sums.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +31,8 @@ from keras import ops
 
 from elita_tf.ops.arguments import STEP, require_attention2, require_counts
 from elita_tf.ops.chunking import state_dtype
-from elita_tf.ops.running import running_maximum, running_sums
-from elita_tf.ops.segments import last_segment, segment_starts
+from elita_tf.ops.running import decayed_maximum, running_maximum, running_sums
+from elita_tf.ops.segments import segment_starts
 
 
 class Attention2State(NamedTuple):
@@ -58,24 +67,25 @@ def attention2_step(
     value: Any,
     state: Attention2State,
     *,
+    log_decay: Any = None,
     segment_start: Any = None,
 ) -> tuple[Any, Attention2State]:
-    """One position: logits (batch, heads), value (batch, heads, value_dim).
+    """One position: logits and log_decay (batch, heads), value (batch, heads, value_dim).
 
     Rows where boolean `segment_start` (batch,) is true start from the empty state.
     """
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2_step", logits, value, state, STEP, segment_start)
-    dtype = state_dtype(key_logits, value)
-    outputs_dtype = value.dtype
-    key_logits, query_logits, self_logits, value = (
-        ops.cast(x, dtype) for x in (key_logits, query_logits, self_logits, value)
+    require_attention2("attention2_step", logits, value, state, log_decay, segment_start, STEP)
+    dtype, outputs_dtype = state_dtype(key_logits, value), value.dtype
+    key_logits, query_logits, self_logits, value, log_decay = _cast(
+        dtype, key_logits, query_logits, self_logits, value, log_decay
     )
-    previous = Attention2State(*(ops.cast(x, dtype) for x in state))
+    previous = Attention2State(*_cast(dtype, *state))
     if segment_start is not None:
         previous = _restarted(previous, segment_start)
-    max_logit = ops.maximum(previous.max_logit, key_logits)
-    carried = _exp_difference(previous.max_logit, max_logit)
+    earlier = previous.max_logit if log_decay is None else previous.max_logit + log_decay
+    max_logit = ops.maximum(earlier, key_logits)
+    carried = _exp_difference(previous.max_logit, max_logit, log_decay)
     weight = _exp_difference(key_logits, max_logit)
     state = Attention2State(
         max_logit=max_logit,
@@ -92,22 +102,26 @@ def attention2_recurrent(
     value: Any,
     initial_state: Attention2State | None = None,
     *,
+    log_decay: Any = None,
     segment_ids: Any = None,
 ) -> tuple[Any, Attention2State]:
     """The definition: `attention2_step` in a loop over time. Arguments as for `attention2`."""
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2_recurrent", logits, value, initial_state, segments=segment_ids)
+    require_attention2("attention2_recurrent", logits, value, initial_state, log_decay, segment_ids)
     initial_state = _initial_state(key_logits, value, initial_state)
     # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
     # only what has the shape of the carry.
     inputs = [ops.moveaxis(x, 1, 0) for x in (key_logits, query_logits, self_logits, value)]
-    starts = None if segment_ids is None else ops.swapaxes(segment_starts(segment_ids), 0, 1)
+    options = {"log_decay": log_decay}
+    if segment_ids is not None:
+        options["segment_start"] = segment_starts(segment_ids)
+    options = {k: ops.swapaxes(x, 0, 1) for k, x in options.items() if x is not None}
 
     def advance(carry: Any, position: Any) -> tuple[Any, Any]:
         outputs, state = attention2_step(
             *(ops.take(x, position, axis=0) for x in inputs),
             Attention2State(*carry[1:]),
-            segment_start=None if starts is None else ops.take(starts, position, axis=0),
+            **{name: ops.take(x, position, axis=0) for name, x in options.items()},
         )
         return (outputs, *state), (outputs, *state)
 
@@ -123,6 +137,7 @@ def attention2(
     value: Any,
     initial_state: Attention2State | None = None,
     *,
+    log_decay: Any = None,
     segment_ids: Any = None,
 ) -> tuple[Any, Attention2State]:
     """Attention2 over a sequence, in time and memory linear in its length.
@@ -131,18 +146,20 @@ def attention2(
     every decay e^(max_{i-1} - max_i) of the sums so far is at most 1. Nothing is clipped.
 
     Args:
-        key_logits: (batch, time, heads). -inf drops the position: the state passes unchanged and
-            no gradient flows.
+        key_logits: (batch, time, heads). -inf adds nothing to the state, and no gradient flows.
         query_logits: (batch, time, heads).
         self_logits: (batch, time, heads).
         value: (batch, time, heads, value_dim).
         initial_state: `Attention2State`, by default empty.
+        log_decay: optional (batch, time, heads), at most 0, by default 0: what the position
+            leaves of all before it, itself excluded. -inf forgets all before it. A position takes
+            no part at all where its key logit is -inf and its log_decay 0.
         segment_ids: optional integers (batch, time). Where they differ from the position before,
             a segment begins, from an empty state; the first position continues `initial_state`.
 
     Returns:
         outputs (batch, time, heads, value_dim) in the dtype of `value`, and the final
-        `Attention2State`. Where no key has been kept yet, the output is the value itself.
+        `Attention2State`. Where nothing is kept, the output is the value itself.
 
     Raises:
         ValueError: shapes that do not fit together, or no floating-point numbers.
@@ -157,28 +174,65 @@ def attention2(
     [1.0, 1.6667, 2.25]
     """
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2", logits, value, initial_state, segments=segment_ids)
+    require_attention2("attention2", logits, value, initial_state, log_decay, segment_ids)
     dtype, outputs_dtype = state_dtype(key_logits, value), value.dtype
     initial_state = _initial_state(key_logits, value, initial_state)
-    key_logits, query_logits, self_logits, value = (
-        ops.cast(x, dtype) for x in (key_logits, query_logits, self_logits, value)
+    key_logits, query_logits, self_logits, value, log_decay = _cast(
+        dtype, key_logits, query_logits, self_logits, value, log_decay
     )
-    # Maxima cancel out of every result, so no gradient goes through them.
-    start = ops.stop_gradient(initial_state.max_logit)
     starts = None if segment_ids is None else segment_starts(segment_ids)[..., None]
-    maxima = ops.stop_gradient(running_maximum(ops.stop_gradient(key_logits), start, starts))
-    before = ops.concatenate([start[:, None], maxima[:, :-1]], axis=1)
-    if starts is not None:
-        before = ops.where(starts, -float("inf"), before)
+    if log_decay is not None and starts is not None:
+        log_decay, starts = ops.where(starts, -float("inf"), log_decay), None
+    # Maxima cancel out of every result, so no gradient goes through them.
+    before, maxima = _anchors(key_logits, log_decay, initial_state.max_logit, starts)
     weights = _exp_difference(key_logits, maxima)[..., None]
-    (numerator, denominator), final = running_sums(
-        decay=_exp_difference(before, maxima)[..., None],
+    (numerator, denominator), sums = running_sums(
+        log_decay=_difference(before, maxima, log_decay)[..., None],
         increments=[weights * value, weights],
         initial=_anchored_sums(initial_state),
     )
-    state = Attention2State(maxima, numerator, denominator[..., 0])
-    outputs = _mix(value, query_logits, self_logits, state)
-    return ops.cast(outputs, outputs_dtype), _final_state(key_logits, initial_state, final, starts)
+    outputs = _mix(
+        value, query_logits, self_logits, Attention2State(maxima, numerator, denominator[..., 0])
+    )
+    max_logit = _final_maximum(key_logits, log_decay, initial_state.max_logit, before, maxima)
+    factor = _exp_difference(maxima[:, -1], max_logit)[..., None]
+    numerator, denominator = (factor * x for x in sums)
+    final_state = Attention2State(max_logit, numerator, denominator[..., 0])
+    return ops.cast(outputs, outputs_dtype), final_state
+
+
+def _cast(dtype: str, *tensors: Any) -> list[Any]:
+    return [None if x is None else ops.cast(x, dtype) for x in tensors]
+
+
+def _anchors(key_logits: Any, log_decay: Any, initial: Any, starts: Any) -> tuple[Any, Any]:
+    """max_logit, as a constant, that every position finds and leaves, both (batch, time, heads)."""
+    key_logits, initial = ops.stop_gradient(key_logits), ops.stop_gradient(initial)
+    if log_decay is None:
+        maxima = running_maximum(key_logits, initial, starts)
+    else:
+        maxima = decayed_maximum(key_logits, initial, ops.stop_gradient(log_decay))
+    maxima = ops.stop_gradient(maxima)
+    before = ops.concatenate([initial[:, None], maxima[:, :-1]], axis=1)
+    return before if starts is None else ops.where(starts, -float("inf"), before), maxima
+
+
+def _final_maximum(key_logits: Any, log_decay: Any, initial: Any, before: Any, maxima: Any) -> Any:
+    """The last of the constant maxima, with its gradient put back.
+
+    It is the key logit of the last position that raised the maximum, or the initial one, and the
+    log-decays after that.
+    """
+    earlier = before if log_decay is None else before + log_decay
+    positions = ops.arange(ops.shape(maxima)[1], dtype="int32")[None, :, None]
+    is_new = ops.logical_or(key_logits > earlier, ops.equal(earlier, -float("inf")))
+    last = ops.max(ops.where(is_new, positions, -1), axis=1, keepdims=True)
+    terms = [ops.where(ops.equal(positions, last), key_logits, 0.0)]
+    if log_decay is not None:
+        terms.append(ops.where(positions > last, log_decay, 0.0))
+    path = ops.where(last[:, 0] < 0, initial, 0.0) + sum(ops.sum(x, axis=1) for x in terms)
+    path = ops.where(path > -float("inf"), path, 0.0)
+    return maxima[:, -1] + (path - ops.stop_gradient(path))
 
 
 def _mix(value: Any, query_logits: Any, self_logits: Any, state: Attention2State) -> Any:
@@ -191,10 +245,18 @@ def _mix(value: Any, query_logits: Any, self_logits: Any, state: Attention2State
     return value + gate[..., None] * (state.numerator / denominator[..., None] - value)
 
 
-def _exp_difference(logit: Any, anchor: Any) -> Any:
-    """e^(logit - anchor) for logit <= anchor; 0, with gradient 0, at a logit of -inf."""
-    empty = ops.full_like(anchor, -float("inf"))
-    return ops.exp(ops.where(logit > -float("inf"), logit - anchor, empty))
+def _exp_difference(logit: Any, anchor: Any, log_decay: Any = None) -> Any:
+    """e^`_difference`: 0, with gradient 0, where nothing is kept."""
+    return ops.exp(_difference(logit, anchor, log_decay))
+
+
+def _difference(logit: Any, anchor: Any, log_decay: Any = None) -> Any:
+    """logit - anchor + log_decay, at most 0; -inf where logit or log_decay is, whatever anchor."""
+    kept, difference = logit > -float("inf"), logit - anchor
+    if log_decay is not None:
+        kept = ops.logical_and(kept, log_decay > -float("inf"))
+        difference = difference + log_decay
+    return ops.where(kept, difference, ops.full_like(anchor, -float("inf")))
 
 
 def _initial_state(
@@ -221,18 +283,3 @@ def _restarted(state: Attention2State, start: Any) -> Attention2State:
         numerator=ops.where(start[..., None], ops.zeros_like(state.numerator), state.numerator),
         denominator=ops.where(start, ops.zeros_like(state.denominator), state.denominator),
     )
-
-
-def _final_state(
-    key_logits: Any, initial_state: Attention2State, sums: list[Any], starts: Any
-) -> Attention2State:
-    """The state of `sums`, whose maximum was a constant, with its gradient put back."""
-    start = initial_state.max_logit
-    if starts is not None:
-        kept, continued = last_segment(starts)
-        key_logits = ops.where(kept, key_logits, -float("inf"))
-        start = ops.where(continued, start, -float("inf"))
-    max_logit = ops.maximum(start, ops.max(key_logits, axis=1))
-    factor = _exp_difference(ops.stop_gradient(max_logit), max_logit)[..., None]
-    numerator, denominator = (factor * x for x in sums)
-    return Attention2State(max_logit, numerator, denominator[..., 0])

@@ -154,7 +154,7 @@ def gated_linear_attention(
     )
     scores, query, key, log_decay = _join_positions(scale * query, key, log_decay)
     starts, final_state = _carry(
-        ops.exp(log_decay)[..., None], ops.matmul(ops.swapaxes(key, -1, -2), value), state
+        log_decay[..., None], ops.matmul(ops.swapaxes(key, -1, -2), value), state
     )
     outputs = ops.matmul(scores, value) + ops.matmul(query, starts)
     return ops.cast(merge_chunks(outputs, time), outputs_dtype), final_state
@@ -165,12 +165,12 @@ def _forget(log_decay: Any, start: Any) -> Any:
     return ops.where(start[..., None, None], -float("inf"), log_decay)
 
 
-def _carry(decay: Any, increments: Any, state: Any) -> tuple[Any, Any]:
+def _carry(log_decay: Any, increments: Any, state: Any) -> tuple[Any, Any]:
     """The states before every chunk, (b, n, h, k, v), and the one after the last."""
-    if decay.shape[1] == 1:
+    if log_decay.shape[1] == 1:
         # XLA would take seconds to find out what the gradient of the loop over chunks is: nothing.
-        return state[:, None], decay[:, 0] * state + increments[:, 0]
-    (ends,), (final_state,) = running_sums(decay, [increments], [state])
+        return state[:, None], ops.exp(log_decay[:, 0]) * state + increments[:, 0]
+    (ends,), (final_state,) = running_sums(log_decay, [increments], [state])
     return ops.concatenate([state[:, None], ends[:, :-1]], axis=1), final_state
 
 

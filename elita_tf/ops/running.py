@@ -1,4 +1,4 @@
-"""Running maxima and decayed running sums over time, in two levels.
+"""Running maxima and running sums over time, with and without decay, in two levels.
 
 Time is cut into chunks. A loop over the positions of a chunk advances all chunks at once, from
 zero; a loop over the chunks carries what each has added from one to the next; and a second loop
@@ -6,8 +6,8 @@ over positions, from there, gives the results. So the loops are short, whatever 
 each of their steps works on much.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -18,6 +18,19 @@ from elita_tf.ops.chunking import fit_chunk_size, unpack_upstream
 _CHUNK_SIZE = 32
 
 _LOWEST_INTEGER = -(2**31)
+
+
+class Algebra(NamedTuple):
+    """What a recurrence s_t = plus(times(from_log(log_decay_t), s_{t-1}), x_t) is made of."""
+
+    plus: Callable[[Any, Any], Any]
+    zero: float  # plus(zero, x) is x
+    times: Callable[[Any, Any], Any]
+    from_log: Callable[[Any], Any]
+
+
+_SUMS = Algebra(ops.add, 0.0, ops.multiply, ops.exp)
+_MAXIMA = Algebra(ops.maximum, -float("inf"), ops.add, lambda log_decay: log_decay)
 
 
 def running_maximum(x: Any, initial: Any, starts: Any = None) -> Any:
@@ -55,58 +68,80 @@ def running_maximum(x: Any, initial: Any, starts: Any = None) -> Any:
     return _merge(ops.maximum(chunks, before), ops.shape(x)[1])
 
 
+def decayed_maximum(x: Any, initial: Any, log_decay: Any) -> Any:
+    """m_t = max(m_{t-1} + log_decay_t, x_t) at every position of `x` (b, t, ...).
+
+    `log_decay` has the shape of `x`, `initial` is (b, ...). No gradient is meant to go through.
+    """
+    (maxima,), _ = _recurrence(log_decay, [x], [initial], reverse=False, algebra=_MAXIMA)
+    return maxima
+
+
 def running_sums(
-    decay: Any, increments: Sequence[Any], initial: Sequence[Any]
+    log_decay: Any, increments: Sequence[Any], initial: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
-    """S_t = decay_t S_{t-1} + increment_t at every position, for several S at once.
+    """S_t = e^log_decay_t S_{t-1} + increment_t at every position, for several S at once.
 
     Args:
-        decay: (b, t, ..., 1), between 0 and 1, shared by all S and along their last axis.
+        log_decay: (b, t, ..., 1), at most 0, shared by all S and along their last axis. Its sum
+            over a chunk, and not a product of rounded factors, decays what goes from one chunk to
+            the next: a factor of e^-0.000001 rounds to one of three per cent less.
         increments: a list of (b, t, ..., features).
         initial: a list of (b, ..., features), the sums before the first position.
 
     Returns:
         The sums at every position, shaped as `increments`, and those after the last, as `initial`.
     """
-    results = _running_sums(len(increments))(decay, *increments, *initial)
+    results = _running_sums(len(increments))(log_decay, *increments, *initial)
     return results[: len(increments)], results[len(increments) :]
 
 
 def _running_sums(count: int) -> Any:
     @ops.custom_gradient
-    def running_sums(decay: Any, *arguments: Any) -> Any:
+    def running_sums(log_decay: Any, *arguments: Any) -> Any:
         initial = arguments[count:]
-        sums, final = _recurrence(decay, arguments[:count], initial, reverse=False)
+        sums, final = _recurrence(log_decay, arguments[:count], initial, reverse=False)
 
         def grad(*upstream: Any) -> tuple[Any, ...]:
             upstream = unpack_upstream(upstream)
             # What a position receives, it passes on to its increment and, decayed, to the one
             # before: the same recurrence backwards, with the decay of the position after.
-            after = ops.concatenate([decay[:, 1:], ops.ones_like(decay[:, :1])], axis=1)
+            after = ops.concatenate([log_decay[:, 1:], ops.zeros_like(log_decay[:, :1])], axis=1)
             gradients, _ = _recurrence(after, upstream[:count], upstream[count:], reverse=True)
+            decay = ops.exp(log_decay)
             d_initial = [decay[:, 0] * gradient[:, 0] for gradient in gradients]
-            d_decay = ops.zeros_like(decay)
-            for gradient, start, s in zip(gradients, initial, sums, strict=True):
-                before = ops.concatenate([start[:, None], s[:, :-1]], axis=1)
-                d_decay += ops.sum(gradient * before, axis=-1, keepdims=True)
-            return d_decay, *gradients, *d_initial
+            first = sum(_dot(g[:, :1], s[:, None]) for g, s in zip(gradients, initial, strict=True))
+            later = sum(_dot(g[:, 1:], s[:, :-1]) for g, s in zip(gradients, sums, strict=True))
+            d_log_decay = decay * ops.concatenate([first, later], axis=1)
+            return d_log_decay, *gradients, *d_initial
 
         return (*sums, *final), grad
 
     return running_sums
 
 
+def _dot(x: Any, y: Any) -> Any:
+    return ops.sum(x * y, axis=-1, keepdims=True)
+
+
 def _recurrence(
-    decay: Any, increments: Sequence[Any], initial: Sequence[Any], reverse: bool
+    log_decay: Any,
+    increments: Sequence[Any],
+    initial: Sequence[Any],
+    reverse: bool,
+    algebra: Algebra = _SUMS,
 ) -> tuple[list[Any], list[Any]]:
-    time = ops.shape(decay)[1]
-    decay, increments = _split(decay, padding=1.0), [_split(x) for x in increments]
+    time = ops.shape(log_decay)[1]
+    log_decay = _split(log_decay)
+    decay = algebra.from_log(log_decay)
+    increments = [_split(x, padding=algebra.zero) for x in increments]
     num_chunks, chunk_size = ops.shape(decay)[1:3]
 
     def position(sums: Sequence[Any], index: Any) -> list[Any]:
         factor = ops.take(decay, index, axis=2)
         return [
-            factor * s + ops.take(x, index, axis=2) for s, x in zip(sums, increments, strict=True)
+            algebra.plus(algebra.times(factor, s), ops.take(x, index, axis=2))
+            for s, x in zip(sums, increments, strict=True)
         ]
 
     def from_zero(index: Any, sums: Sequence[Any]) -> list[Any]:
@@ -119,22 +154,24 @@ def _recurrence(
     if isinstance(num_chunks, int) and num_chunks == 1:
         starts = [x[:, None] for x in initial]
     else:
-        zeros = [ops.zeros_like(x[:, :, 0]) for x in increments]
+        zeros = [ops.full_like(x[:, :, 0], algebra.zero) for x in increments]
         added = ops.fori_loop(0, chunk_size, from_zero, zeros)
-        starts = _across_chunks(ops.prod(decay, axis=2), added, initial, reverse)
+        whole = algebra.from_log(ops.sum(log_decay, axis=2))
+        starts = _across_chunks(whole, added, initial, reverse, algebra)
     ends, sums = ops.scan(from_start, starts, ops.arange(chunk_size), reverse=reverse)
     return [_merge(ops.moveaxis(x, 0, 2), time) for x in sums], [x[:, -1] for x in ends]
 
 
 def _across_chunks(
-    decay: Any, added: Sequence[Any], initial: Sequence[Any], reverse: bool
+    decay: Any, added: Sequence[Any], initial: Sequence[Any], reverse: bool, algebra: Algebra
 ) -> list[Any]:
     """The sums before each chunk, from the decay over every chunk and what it has added."""
 
     def advance(sums: Sequence[Any], chunk: Any) -> tuple[list[Any], Sequence[Any]]:
         factor = ops.take(decay, chunk, axis=1)
         return [
-            factor * s + ops.take(x, chunk, axis=1) for s, x in zip(sums, added, strict=True)
+            algebra.plus(algebra.times(factor, s), ops.take(x, chunk, axis=1))
+            for s, x in zip(sums, added, strict=True)
         ], sums
 
     chunks = ops.arange(ops.shape(decay)[1])

@@ -20,12 +20,3 @@ def segment_starts(segment_ids: Any) -> Any:
     """
     before = ops.concatenate([segment_ids[:, :1], segment_ids[:, :-1]], axis=1)
     return ops.not_equal(segment_ids, before)
-
-
-def last_segment(starts: Any) -> tuple[Any, Any]:
-    """Where the last segment is, (batch, time, ...), and whether it is the first too, (batch, ...).
-
-    Then it continues the initial state.
-    """
-    numbers = ops.cumsum(ops.cast(starts, "int32"), axis=1)
-    return ops.equal(numbers, numbers[:, -1:]), ops.equal(numbers[:, -1], 0)

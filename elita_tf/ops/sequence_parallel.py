@@ -27,6 +27,7 @@ def attention2_sequence_parallel(
     value: Any,
     initial_state: Attention2State | None = None,
     *,
+    log_decay: Any = None,
     mesh: Any,
     axis_name: str,
 ) -> tuple[Any, Attention2State]:
@@ -36,6 +37,7 @@ def attention2_sequence_parallel(
         key_logits, query_logits, self_logits: (batch, time, heads).
         value: (batch, time, heads, value_dim).
         initial_state: before the whole sequence, by default empty.
+        log_decay: optional (batch, time, heads).
         mesh: a `jax.sharding.Mesh` (of axes of type Auto, as its constructor makes them).
         axis_name: the axis of the mesh that time is split over. Other axes stay free for the
             compiler to split the batch or the heads over.
@@ -54,17 +56,20 @@ def attention2_sequence_parallel(
     initial_state = Attention2State(*(ops.cast(x, dtype) for x in initial_state))
 
     def piece(inputs: Any, initial: Attention2State, exchange: Callable, index: Any) -> Any:
-        _, added = attention2(*inputs)
+        *inputs, log_decay = inputs
+        _, added = attention2(*inputs, log_decay=log_decay)
+        whole = None if log_decay is None else ops.sum(ops.cast(log_decay, dtype), axis=1)
+        log_decays, added = exchange((whole, added))
         states = [
             ops.concatenate([first[None], others])
-            for first, others in zip(initial, exchange(added), strict=True)
+            for first, others in zip(initial, added, strict=True)
         ]
         # The state before piece 0 comes first, so the first index + 1 states precede this piece.
-        before = ops.arange(len(states[0])) <= index
-        outputs, _ = attention2(*inputs, _merged(states, before))
-        return outputs, _merged(states, ops.ones_like(before))
+        before = _merged(states, log_decays, index)
+        outputs, _ = attention2(*inputs, before, log_decay=log_decay)
+        return outputs, _merged(states, log_decays, len(states[0]) - 1)
 
-    inputs = (key_logits, query_logits, self_logits, value)
+    inputs = (key_logits, query_logits, self_logits, value, log_decay)
     return _over_pieces(piece, inputs, initial_state, mesh, axis_name)
 
 
@@ -110,11 +115,9 @@ def gated_linear_attention_sequence_parallel(
 
     def piece(inputs: Any, initial: Any, exchange: Callable, index: Any) -> Any:
         _, added = gated_linear_attention(*inputs, **settings)
-        log_decay = ops.sum(ops.cast(inputs[3], dtype), axis=1)
-        decays, increments = (
-            ops.moveaxis(x, 0, 1) for x in exchange((ops.exp(log_decay)[..., None], added))
-        )
-        (ends,), (final,) = running_sums(decays, [increments], [initial])
+        log_decay = ops.sum(ops.cast(inputs[3], dtype), axis=1)[..., None]
+        log_decays, increments = (ops.moveaxis(x, 0, 1) for x in exchange((log_decay, added)))
+        (ends,), (final,) = running_sums(log_decays, [increments], [initial])
         starts = ops.concatenate([initial[:, None], ends], axis=1)
         start = ops.take(starts, index, axis=1)
         return gated_linear_attention(*inputs, start, **settings)[0], final
@@ -122,13 +125,27 @@ def gated_linear_attention_sequence_parallel(
     return _over_pieces(piece, (query, key, value, log_decay), initial_state, mesh, axis_name)
 
 
-def _merged(states: list[Any], kept: Any) -> Attention2State:
-    """The sum of those states (n, batch, ...) that are kept (n,)."""
+def _merged(states: list[Any], log_decays: Any, index: Any) -> Attention2State:
+    """The state before piece `index` (0 to n).
+
+    Args:
+        states: the leaves (n + 1, batch, ...) of the initial state and of those that every piece
+            alone leaves.
+        log_decays: (n, batch, heads), over each whole piece, or None.
+        index: of the piece.
+    """
     max_logits, numerators, denominators = states
-    max_logits = ops.where(kept[:, None, None], max_logits, -float("inf"))
-    max_logit = ops.max(max_logits, axis=0)
+    # Piece p comes after state j and before piece `index` where j <= p < index.
+    places, ages = ops.arange(len(max_logits)), ops.zeros_like(max_logits)
+    if log_decays is not None:
+        pieces = ops.arange(len(log_decays))
+        between = (places[:, None] <= pieces[None, :]) & (pieces < index)[None, :]
+        ages = ops.sum(ops.where(between[..., None, None], log_decays[None], 0.0), axis=1)
+    ages = ops.where((places <= index)[:, None, None], ages, -float("inf"))
+    max_logit = ops.max(max_logits + ages, axis=0)
     # An empty state weighs nothing, also where all are empty.
-    weights = ops.exp(ops.where(max_logits > -float("inf"), max_logits - max_logit, -float("inf")))
+    kept = (max_logits > -float("inf")) & (ages > -float("inf"))
+    weights = ops.exp(ops.where(kept, max_logits - max_logit + ages, -float("inf")))
     return Attention2State(
         max_logit,
         ops.sum(weights[..., None] * numerators, axis=0),
@@ -179,5 +196,5 @@ def _require_split(time: int, mesh: Any, axis_name: str) -> None:
     if time % mesh.shape[axis_name]:
         raise ValueError(
             f"A time of {time} does not split over {mesh.shape[axis_name]} devices alike. Pad it "
-            "to a multiple, with key_logits of -inf, or with keys and log_decays of 0."
+            "to a multiple, with key_logits of -inf (or keys of 0) and log_decays of 0."
         )

@@ -17,13 +17,15 @@ COMMON = {"kernel_initializer": "ones", "kernel_regularizer": "l2"}
 # Per layer: the base arguments, and for every argument a value that must change something.
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Attention2": (
-        {"num_heads": 3, "context_length": 9},
+        {"num_heads": 3, "context_length": 9, "decay": "learned"},
         {
             "num_heads": 2,
             "context_length": 17,
             "value_dim": 5,
             "position_dim": 7,
             "use_query": True,
+            "decay": "gated",
+            "half_lives": (2.0, 50.0),
             "logit_initializer": "ones",
             **COMMON,
         },
@@ -39,6 +41,8 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "gate_rank": 3,
             "gate_normalizer": 2.0,
             "chunk_size": 4,
+            "gate": "scalar",
+            "half_lives": (2.0, 50.0),
             **COMMON,
         },
     ),
@@ -51,7 +55,10 @@ CASES = [(name, argument) for name, (_, others) in ROWS.items() for argument in 
 NOT_SIZES = {
     "use_query",
     "activation",
+    "decay",
+    "gate",
     "gate_normalizer",
+    "half_lives",
     "logit_initializer",
     "kernel_initializer",
     "kernel_regularizer",

@@ -114,7 +114,7 @@ def test_a_flag_is_true_or_false(value: Any) -> None:
         layers.Attention2(HEADS, 9, use_query=value)
 
 
-@pytest.mark.parametrize("name", ["num_heads", "context_length", "position_dim"])
+@pytest.mark.parametrize("name", ["num_heads", "position_dim"])
 def test_a_size_without_a_default_is_not_none(name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` of Attention2.*None"):
         layers.Attention2(**{"num_heads": HEADS, "context_length": 9, name: None})

@@ -17,6 +17,9 @@ WIDTH = 12
 SEED = st.integers(0, 2**32 - 1)
 FACTORIES: dict[str, Callable[..., keras.layers.Layer]] = {
     "attention2": lambda **k: layers.Attention2(3, 5, value_dim=2, use_query=True, **k),
+    "attention2, gated": lambda **k: layers.Attention2(
+        3, value_dim=2, decay="gated", half_lives=(0.5, 4.0), **k
+    ),
     "gla": lambda **k: layers.GatedLinearAttention(2, gate_rank=2, chunk_size=4, **k),
     "softmax": lambda **k: layers.CausalSelfAttention(3, context_length=4, **k),
 }

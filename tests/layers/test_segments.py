@@ -17,6 +17,9 @@ from tests.helpers import CHUNK, HEADS, KEY_DIM, LAYER_BOUND, VALUE_DIM, jitted,
 WIDTH = 12
 FACTORIES = {
     "attention2": lambda **k: Attention2(HEADS, 9, VALUE_DIM, use_query=True, **k),
+    "attention2, gated": lambda **k: Attention2(
+        HEADS, value_dim=VALUE_DIM, use_query=True, decay="gated", half_lives=(0.5, 4.0), **k
+    ),
     "gla": lambda **k: GatedLinearAttention(HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, **k),
     "softmax": lambda **k: CausalSelfAttention(HEADS, context_length=4, **k),
 }

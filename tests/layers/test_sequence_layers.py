@@ -24,8 +24,23 @@ WIDTH = 12
 FACTORIES = {
     "attention2": lambda **k: Attention2(HEADS, 9, VALUE_DIM, position_dim=5, **k),
     "attention2 with query": lambda **k: Attention2(HEADS, 9, VALUE_DIM, use_query=True, **k),
+    "attention2, gated": lambda **k: Attention2(
+        HEADS, value_dim=VALUE_DIM, use_query=True, decay="gated", half_lives=(0.5, 4.0), **k
+    ),
+    "attention2, learned decay and sines": lambda **k: Attention2(
+        HEADS, 9, VALUE_DIM, decay="learned", half_lives=(0.5, 4.0), **k
+    ),
     "gla": lambda **k: GatedLinearAttention(
         HEADS, KEY_DIM, VALUE_DIM, gate_rank=2, chunk_size=CHUNK, **k
+    ),
+    "gla of scalar gates": lambda **k: GatedLinearAttention(
+        HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, gate="scalar", half_lives=(1.0, 9.0), **k
+    ),
+    "gla of fixed decays": lambda **k: GatedLinearAttention(
+        HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, gate="fixed", half_lives=(1.0, 9.0), **k
+    ),
+    "gla without decay": lambda **k: GatedLinearAttention(
+        HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, gate=None, **k
     ),
     "softmax": lambda **k: CausalSelfAttention(HEADS, context_length=20, **k),
     "softmax in a window": lambda **k: CausalSelfAttention(HEADS, context_length=5, **k),

@@ -1,6 +1,7 @@
 """The decoder: its wiring, its arguments and what its inputs may look like."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,7 +20,7 @@ ARGUMENTS = {
     "num_heads": 3,
     "context_length": 7,
 }
-MIXERS = ["attention2", "attention2_query", "gla", "softmax"]
+MIXERS = ["attention2", "attention2_query", "attention2_gated", "gla", "softmax"]
 
 
 def token_ids(batch: int = 2, time: int = TIME) -> np.ndarray:
@@ -98,13 +99,54 @@ def test_mixers_are_one_per_block() -> None:
     ]
 
 
+def test_mixers_are_a_pattern_that_repeats() -> None:
+    backbone = ElitaBackbone(**{**ARGUMENTS, "num_layers": 4}, mixers=["gla", "softmax"])
+    names = [block["mixer"].name for block in backbone.blocks]
+    assert names == ["block_0_gla", "block_1_softmax", "block_2_gla", "block_3_softmax"]
+    assert backbone.get_config()["mixers"] == ["gla", "softmax"]
+
+
+def test_options_reach_their_layers_and_are_saved(tmp_path: Path) -> None:
+    options = {"attention2_gated": {"half_lives": [2, 9]}, "gla": {"num_heads": 2, "gate": "fixed"}}
+    backbone = ElitaBackbone(
+        **ARGUMENTS,
+        mixers=["attention2_gated", "gla"],
+        mixer_options=options,
+        feed_forward_options={"rank": 2},
+    )
+    backbone.save(tmp_path / "backbone.keras")
+    for each in (backbone, keras.models.load_model(tmp_path / "backbone.keras")):
+        gated, gla = (block["mixer"] for block in each.blocks)
+        assert (gated.half_lives, gated.num_heads, gated.context_length) == ((2, 9), 3, None)
+        assert (gla.num_heads, gla.gate) == (2, "fixed")
+        assert all(block["feed_forward"].rank == 2 for block in each.blocks)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer_options": {"gla": {"rank": 3}}}, r"gate_rank.*received rank"),
+        ({"mixer_options": {"gla": {"name": "x"}}}, "received name"),
+        ({"mixer_options": {"softmax": {}}}, r"its mixers \['gla'\], received some for 'softmax'"),
+        ({"mixer_options": {"gla": 3}}, "expected a dict, received 3"),
+        ({"mixer_options": [1]}, r"expected a dict, received \[1\]"),
+        ({"feed_forward_options": {"gate": 1}}, "FeedForward2: expected some of .*received gate"),
+    ],
+)
+def test_options_that_are_none_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ElitaBackbone(**ARGUMENTS, mixers="gla", **options)
+
+
 EFFECTS = {
     "vocabulary_size": 29,
     "num_layers": 3,
     "hidden_dim": 18,
     "num_heads": 2,
     "mixers": "gla",
+    "mixer_options": {"attention2": {"value_dim": 5}},
     "feed_forward": "swiglu",
+    "feed_forward_options": {"rank": 3},
     "normalization": "rms_norm",
     "context_length": 5,
     "tie_embeddings": False,
@@ -137,7 +179,7 @@ def test_dropout_acts_in_training_only() -> None:
     ("argument", "value", "message"),
     [
         ("mixers", "softmaxx", "softmaxx"),
-        ("mixers", ["gla"], "expected 2"),
+        ("mixers", ["gla"] * 3, "divides 2, the `num_layers`, received 3"),
         ("feed_forward", "mlp", "swiglu"),
         ("normalization", "batch", "rms_norm"),
         ("num_layers", 0, "received 0"),

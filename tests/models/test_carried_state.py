@@ -11,7 +11,9 @@ from tests import helpers
 from tests.helpers import jitted, randomized
 
 VOCABULARY, BATCH, TIME = 23, 3, 9
-ARCHITECTURES = pytest.mark.parametrize("name", ["elita_query", "gla", "transformer"])
+ARCHITECTURES = pytest.mark.parametrize(
+    "name", ["elita_query", "elita_gated", "gla", "transformer"]
+)
 
 
 def make_model(name: str, carried: int | None = BATCH) -> ElitaCausalLM:

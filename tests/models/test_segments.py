@@ -23,8 +23,8 @@ INPUTS = {"token_ids": IDS, "segment_ids": SEGMENT_IDS}
 
 def make_backbone(dtype: str = "float64") -> ElitaBackbone:
     keras.utils.set_random_seed(0)
-    mixers = ["attention2_query", "gla", "softmax"]
-    sizes = {"hidden_dim": 12, "num_heads": 3, "num_layers": 3, "context_length": 4}
+    mixers = ["attention2_query", "attention2_gated", "gla", "softmax"]
+    sizes = {"hidden_dim": 12, "num_heads": 3, "num_layers": 4, "context_length": 4}
     backbone = ElitaBackbone(
         VOCABULARY, **sizes, mixers=mixers, learned_positions=True, dtype=dtype
     )

@@ -58,7 +58,7 @@ def assert_close(actual: Any, expected: Any, bound: float) -> None:
 
 @st.composite
 def attention2_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], int]:
-    """dtype, the four inputs (and a state, or none), and where to split time."""
+    """dtype, the four inputs, the log-decay, and where to split time."""
     batch, time, heads, value_dim = draw(SIZE), draw(TIME), draw(SIZE), draw(SIZE)
     rng = np.random.default_rng(draw(SEED))
     shape = (batch, time, heads)
@@ -66,9 +66,15 @@ def attention2_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], int]:
     logits = [LOGITS[draw(kind)](rng, shape) for _ in range(3)]
     dropped = draw(st.sampled_from([0.0, 0.3, 1.0]))
     logits[0] = np.where(rng.random(shape) < dropped, -np.inf, logits[0])
-    inputs = [*logits, rng.standard_normal((*shape, value_dim))]
+    decay = DECAYS[draw(st.sampled_from(sorted(DECAYS)))](rng, shape)
+    inputs = [*logits, rng.standard_normal((*shape, value_dim)), decay]
     dtype = draw(DTYPE)
     return dtype, rounded(dtype, *inputs), draw(st.integers(1, time))
+
+
+def decayed(form: Any) -> Any:
+    """A form of attention2 with log_decay as its fifth argument."""
+    return lambda *inputs: form(*inputs[:4], *inputs[5:], log_decay=inputs[4])
 
 
 @pytest.mark.parametrize("form", ["attention2", "attention2_recurrent"])
@@ -76,9 +82,9 @@ def attention2_calls(draw: st.DrawFn) -> tuple[str, list[np.ndarray], int]:
 @given(call=attention2_calls())
 def test_attention2_is_its_definition_whole_and_in_two_pieces(form: str, call: tuple) -> None:
     dtype, inputs, split = call
-    expected, state = oracles.attention2(*inputs)
+    expected, state = decayed(oracles.attention2)(*inputs)
     bound = bound_of(dtype, *inputs[:3])
-    op = helpers.jitted(getattr(ops, form))
+    op = helpers.jitted(decayed(getattr(ops, form)))
     outputs, final = op(*(x.astype(dtype) for x in inputs))
     assert_close([outputs, *final], [expected, *state], bound)
     pieces, final = [], None
@@ -94,15 +100,19 @@ def test_attention2_is_its_definition_whole_and_in_two_pieces(form: str, call: t
 @given(call=attention2_calls(), seed=SEED)
 def test_gradients_of_attention2(call: tuple, seed: int) -> None:
     _, inputs, _ = call
-    outputs, state = oracles.attention2(*inputs)
+    *inputs, decay = inputs
+    outputs, state = oracles.attention2(*inputs, log_decay=decay)
     cotangents = helpers.random_like([outputs, *state], seed)
     # A maximum that two keys have, or that is minus infinity, has no one gradient.
-    unique = (inputs[0] == state[0][:, None]).sum(axis=1) == 1
+    last = inputs[0].shape[1] - 1
+    aged = np.stack(oracles.aged_logits(inputs[0], state[0], decay, last)[0])
+    largest = np.abs(aged - state[0]) <= 1e-9 * np.abs(state[0])
+    unique = np.logical_and(largest.sum(axis=0) == 1, np.isfinite(state[0]))
     cotangents[1:] = [
         np.where(unique if x.ndim == 2 else unique[..., None], x, 0.0) for x in cotangents[1:]
     ]
-    result = helpers.vjp(ops.attention2, inputs, cotangents)
-    expected = oracles.attention2_gradients(inputs, cotangents)
+    result = helpers.vjp(decayed(ops.attention2), [*inputs, decay], cotangents)
+    expected = oracles.attention2_gradients(inputs, cotangents, decay)
     helpers.assert_finite(result.gradients)
     helpers.assert_jointly_close(result.gradients, expected, 1e-9)
 

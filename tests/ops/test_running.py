@@ -20,6 +20,20 @@ def test_running_maximum(time: int) -> None:
     assert np.array_equal(received, np.maximum.accumulate(stacked, axis=1)[:, 1:])
 
 
+@TIMES
+def test_decayed_maximum(time: int) -> None:
+    rng = np.random.default_rng(time)
+    x, initial = rng.standard_normal((BATCH, time, HEADS)), rng.standard_normal((BATCH, HEADS))
+    decay = -rng.random((BATCH, time, HEADS))
+    x[0, : time // 2], initial[0, 1], decay[1, time // 3] = -np.inf, -np.inf, -np.inf
+    maximum, expected = initial, []
+    for t in range(time):
+        maximum = np.maximum(maximum + decay[:, t], x[:, t])
+        expected.append(maximum)
+    received = helpers.leaves(running.decayed_maximum(x, initial, decay))
+    helpers.assert_close(received, [np.stack(expected, axis=1)], 1e-14)
+
+
 def loop(decay: np.ndarray, increments: list, initial: list) -> tuple[list, list]:
     """The definition."""
     sums, rows = list(initial), []
@@ -55,9 +69,11 @@ def test_running_sums_and_their_gradients(time: int, inner: tuple[int, ...]) -> 
     initial = [rng.standard_normal((BATCH, *inner, width)) for width in widths]
     expected = loop(decay, increments, initial)
     cotangents = helpers.random_like(expected)
-    received = helpers.vjp(running.running_sums, [decay, increments, initial], cotangents)
+    with np.errstate(divide="ignore"):
+        log_decay = np.log(decay)
+    received = helpers.vjp(running.running_sums, [log_decay, increments, initial], cotangents)
     helpers.assert_close(received.outputs, [*expected[0], *expected[1]], 1e-14)
     d_decay, d_increments, d_initial = loop_gradients(
         decay, expected[0], initial, cotangents[:2], cotangents[2:]
     )
-    helpers.assert_close(received.gradients, [d_decay, *d_increments, *d_initial], 1e-14)
+    helpers.assert_close(received.gradients, [decay * d_decay, *d_increments, *d_initial], 1e-14)

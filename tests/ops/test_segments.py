@@ -20,15 +20,33 @@ BATCH, TIME = len(LENGTHS), sum(LENGTHS[0])
 SEGMENT_IDS = np.array(
     [np.repeat([3, 7, 3, -1, 0, 4, 3], LENGTHS[0]), np.repeat([5, 6, 7, 8], LENGTHS[1])], "int32"
 )
+
+
+def decayed(form: Callable) -> Callable:
+    """A form of attention2 with log_decay before the state."""
+
+    def function(*arguments: Any, **options: Any) -> tuple:
+        *inputs, log_decay, state = arguments
+        return form(*inputs, state, log_decay=log_decay, **options)
+
+    return function
+
+
 FORMS: dict[str, Callable] = {
     "attention2": ops.attention2,
     "attention2_recurrent": ops.attention2_recurrent,
+    "decayed attention2": decayed(ops.attention2),
+    "decayed attention2_recurrent": decayed(ops.attention2_recurrent),
     "gla": partial(ops.gated_linear_attention, chunk_size=8),
     "gla_recurrent": ops.gated_linear_attention_recurrent,
 }
-STEPS = {"attention2": ops.attention2_step, "gla": ops.gated_linear_attention_step}
+STEPS = {
+    "attention2": ops.attention2_step,
+    "decayed attention2": decayed(ops.attention2_step),
+    "gla": ops.gated_linear_attention_step,
+}
 EVERY_FORM = pytest.mark.parametrize("name", FORMS)
-FAST = pytest.mark.parametrize("name", ["attention2", "gla"])
+FAST = pytest.mark.parametrize("name", STEPS)
 
 
 def make_arguments(name: str) -> list:
@@ -38,7 +56,9 @@ def make_arguments(name: str) -> list:
     if "attention2" in name:
         logits = [2 * rng.standard_normal((BATCH, TIME, HEADS)) for _ in range(3)]
         leaves = [rng.standard_normal((BATCH, HEADS, *d)) for d in ((), (VALUE_DIM,), ())]
-        return [*logits, value, ops.Attention2State(*leaves[:2], np.exp(leaves[2]))]
+        state = ops.Attention2State(*leaves[:2], np.exp(leaves[2]))
+        decay = [-np.exp(rng.standard_normal((BATCH, TIME, HEADS)))] if "decayed" in name else []
+        return [*logits, value, *decay, state]
     query, key, decay = (rng.standard_normal((BATCH, TIME, HEADS, KEY_DIM)) for _ in range(3))
     state = rng.standard_normal((BATCH, HEADS, KEY_DIM, VALUE_DIM))
     return [query, key, value, -np.exp(decay), state]
@@ -71,6 +91,7 @@ def separate(form: Callable) -> Callable:
 
 def cotangents_of(name: str, arguments: list) -> list[np.ndarray]:
     oracle = oracles.attention2 if "attention2" in name else oracles.gated_linear_attention
+    oracle = decayed(oracle) if "decayed" in name else oracle
     return helpers.random_like(oracle(*arguments))
 
 
@@ -129,7 +150,7 @@ def test_a_graph_of_unknown_batch_and_time(name: str) -> None:
         helpers.assert_close(helpers.leaves(received), helpers.leaves(expected), 1e-14)
 
 
-@pytest.mark.parametrize("name", ["attention2", "attention2_recurrent"])
+@pytest.mark.parametrize("name", [name for name in FORMS if "attention2" in name])
 def test_loud_keys_of_a_former_segment_do_no_harm(name: str) -> None:
     arguments = make_arguments(name)
     # 1e4 and -1e4 in turns, and the other way round in the second row.
@@ -139,7 +160,8 @@ def test_loud_keys_of_a_former_segment_do_no_harm(name: str) -> None:
     cotangents = cotangents_of(name, arguments)
     packed = partial(FORMS[name], segment_ids=SEGMENT_IDS)
     received = helpers.vjp(packed, arguments, cotangents)
-    expected = helpers.vjp(separate(ops.attention2), arguments, cotangents)
+    fast = FORMS[name.removesuffix("_recurrent")]
+    expected = helpers.vjp(separate(fast), arguments, cotangents)
     helpers.assert_finite([*received.outputs, *received.gradients])
     helpers.assert_close(received.outputs, expected.outputs, 1e-10)
     helpers.assert_jointly_close(received.gradients, expected.gradients, 1e-10)
@@ -148,8 +170,8 @@ def test_loud_keys_of_a_former_segment_do_no_harm(name: str) -> None:
 @FAST
 def test_no_output_depends_on_another_segment(name: str) -> None:
     arguments = make_arguments(name)
-    changed = [x.copy() for x in arguments[:4]] + [arguments[4]]
-    for x in changed[:4]:
+    changed = [x.copy() for x in arguments[:-1]] + [arguments[-1]]
+    for x in changed[:-1]:
         x[0, 1:41] *= 7.0  # its second segment
         x[1, 31:64] *= 7.0  # its third
     packed = partial(FORMS[name], segment_ids=SEGMENT_IDS)

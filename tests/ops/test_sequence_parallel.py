@@ -18,16 +18,6 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "sequence_parallel.md"
 # Pieces of 12, 6 and 3 positions.
 TIME = 24
 NUM_DEVICES = pytest.mark.parametrize("num_devices", [2, 4, 8])
-# Floats of what a piece exchanges: Attention2's state; the decay and the state of GLA.
-EXCHANGED = {
-    attention2_sequence_parallel: BATCH * HEADS * (VALUE_DIM + 2),
-    gated_linear_attention_sequence_parallel: BATCH * HEADS * KEY_DIM * (VALUE_DIM + 1),
-}
-STATE = {
-    attention2_sequence_parallel: BATCH * HEADS * (VALUE_DIM + 2),
-    gated_linear_attention_sequence_parallel: BATCH * HEADS * KEY_DIM * VALUE_DIM,
-}
-
 jax_only = pytest.mark.skipif(helpers.BACKEND != "jax", reason="needs JAX's devices")
 
 
@@ -87,6 +77,21 @@ def attention2_case(time):
     return attention2_sequence_parallel, oracles.attention2, oracles.attention2_gradients, inputs
 
 
+def decayed_attention2_case(time):
+    op, _, _, inputs = attention2_case(time)
+    decay = test_attention2.make_decay("mixed", time)
+    decay[0, time // 3], decay[1, time // 2] = -np.inf, -1e4
+    inputs = [*inputs, decay]
+
+    def gradients(inputs, cotangents):
+        return oracles.attention2_gradients(inputs[:-1], cotangents, inputs[-1])
+
+    def split(*inputs, **options):
+        return op(*inputs[:-1], log_decay=inputs[-1], **options)
+
+    return split, test_attention2.decayed(oracles.attention2), gradients, inputs
+
+
 def gated_linear_attention_case(time):
     inputs = test_gated_linear_attention.make_inputs(time, state=True)
     inputs[3][0, time // 2] = -np.inf
@@ -95,7 +100,13 @@ def gated_linear_attention_case(time):
     return op, oracle, oracles.gated_linear_attention_gradients, inputs
 
 
-CASES = pytest.mark.parametrize("case", [attention2_case, gated_linear_attention_case])
+# Floats of a state, and of the decay that is exchanged with it.
+SIZES = {
+    attention2_case: (BATCH * HEADS * (VALUE_DIM + 2), 0),
+    decayed_attention2_case: (BATCH * HEADS * (VALUE_DIM + 2), BATCH * HEADS),
+    gated_linear_attention_case: (BATCH * HEADS * KEY_DIM * VALUE_DIM, BATCH * HEADS * KEY_DIM),
+}
+CASES = pytest.mark.parametrize("case", SIZES)
 
 
 @jax_only
@@ -112,9 +123,9 @@ def test_as_on_one_device(case, num_devices):
     helpers.assert_close(result.outputs, keras.tree.flatten(expected), 1e-12)
     helpers.assert_close(result.gradients, oracle_gradients(inputs, cotangents), 1e-12)
     assert exchanged_floats(compiled.text, num_devices) == {
-        "all-gather": num_devices * EXCHANGED[op],
-        "reduce-scatter": num_devices * EXCHANGED[op],
-        "all-reduce": STATE[op],
+        "all-gather": num_devices * sum(SIZES[case]),
+        "reduce-scatter": num_devices * sum(SIZES[case]),
+        "all-reduce": SIZES[case][0],
     }
 
 
@@ -138,7 +149,7 @@ def test_exchange_does_not_grow_with_the_length(case):
     mesh = mesh_of(2)
     compiled = Compiled(mesh)
     compiled(partial(op, mesh=mesh, axis_name="time"))(*inputs)
-    assert exchanged_floats(compiled.text, 2) == {"all-gather": 2 * EXCHANGED[op]}
+    assert exchanged_floats(compiled.text, 2) == {"all-gather": 2 * sum(SIZES[case])}
 
 
 @jax_only

@@ -14,6 +14,7 @@ from evaluate import losses_by_position
 from recipe import load_recipe
 
 from elita_tf.data import training_batch
+from elita_tf.layers import GatedLinearAttention
 from tests.helpers import randomized
 
 
@@ -131,6 +132,32 @@ def test_embeddings_of_a_gpt2_preset(tiny_recipe, tmp_path):
     expected = keras.ops.convert_to_numpy(gpt2.token_embedding.embeddings)
     received = keras.ops.convert_to_numpy(parts.model.backbone.token_embedding.embeddings)
     np.testing.assert_array_equal(received, expected)
+
+
+def test_a_recipe_replaces_what_the_architecture_says(tiny_recipe):
+    overrides = ["architecture=elita_gated", "mixers=['gla']", "feed_forward=swiglu"]
+    overrides += ["mixer_options.gla.gate=none", "feed_forward_options.inner_dim=24"]
+    backbone = build_model(load_recipe(str(tiny_recipe), overrides), 40).backbone
+    block = backbone.blocks[0]
+    assert isinstance(block["mixer"], GatedLinearAttention) and block["mixer"].gate is None
+    assert block["feed_forward"].inner_dim == 24
+    with pytest.raises(ValueError, match="GatedLinearAttention: expected some of .*received rank"):
+        build_model(load_recipe(str(tiny_recipe), [*overrides, "mixer_options.gla.rank=2"]), 40)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_weight_decay_is_for_matrices(tiny_recipe, optimizer):
+    overrides = ["weight_decay=0.5", f"optimizer={optimizer}", "learning_rate=0.1"]
+    recipe = load_recipe(str(tiny_recipe), [*overrides, "schedule=constant"])
+    model, optimizer = build_model(recipe, 40), build_optimizer(recipe)
+    randomized(model)
+    before = {v.path: keras.ops.convert_to_numpy(v).copy() for v in model.trainable_variables}
+    optimizer.build(model.trainable_variables)
+    optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables])
+    for variable in model.trainable_variables:
+        share = 0.95 if variable.name in ("kernel", "embeddings") else 1.0
+        after = keras.ops.convert_to_numpy(variable)
+        np.testing.assert_allclose(after, share * before[variable.path], rtol=1e-6)
 
 
 def test_the_gpt2_row():

@@ -57,7 +57,7 @@ def fit(place: devices.Place) -> tuple[list[float], ElitaCausalLM]:
         keras.utils.set_random_seed(0)
         sizes = {"num_layers": 2, "hidden_dim": 16, "num_heads": 4, "context_length": 8}
         arguments = {**architectures["elita_query"], **sizes}
-        arguments["mixers"] = ["attention2_query", "gla"]
+        arguments["mixers"] = ["attention2_gated", "gla"]
         model = ElitaCausalLM(ElitaBackbone(32, **arguments, dtype="float64"))
         model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=1.0))
         x, y = {"token_ids": ids[:, :-1]}, ids[:, 1:]

@@ -6,11 +6,16 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 def test_the_named_recipes_load():
     assert NAMES == [
+        "elita-gated-wikitext2-tuned",
+        "elita-query-wikitext2-tuned",
         "elita-wikitext2",
+        "gla-ff2-wikitext2-tuned",
         "gla-gpt2-wikitext2",
         "gla-wikitext2",
+        "gla-wikitext2-tuned",
         "quickstart",
         "transformer-wikitext2",
+        "transformer-wikitext2-tuned",
     ]
     assert all(isinstance(load_recipe(name), Recipe) for name in NAMES)
 
@@ -34,8 +39,34 @@ def test_overrides_are_read_as_toml_and_strings_need_no_quotes(tiny_recipe):
     assert load_recipe(str(tiny_recipe), ['corpus="text:a b"']).corpus == "text:a b"
 
 
+def test_tables_of_options(tiny_recipe):
+    overrides = ["mixer_options.gla.gate_rank=3", "mixer_options.gla.gate=none", "mixers=['gla']"]
+    recipe = load_recipe(str(tiny_recipe), overrides)
+    assert recipe.mixers == ["gla"]
+    assert recipe.mixer_options == {"gla": {"gate_rank": 3, "gate": "none"}}
+    whole = load_recipe(str(tiny_recipe), ["mixer_options={gla = {gate_rank = 3}}"])
+    assert whole.mixer_options == {"gla": {"gate_rank": 3}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mixers=gla", 'mixers = "gla": expected a list of strings'),
+        ("mixers=[1]", r"mixers = \[1\]: expected a list of strings"),
+        ("mixer_options=3", "mixer_options = 3: expected a table"),
+        ("steps.gla=3", "--set steps.gla: steps is no table"),
+        ("optimizer=sgd", 'optimizer = "sgd": expected "adam" or "muon"'),
+    ],
+)
+def test_a_wrong_table_stops_with_what_is_allowed(tiny_recipe, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(str(tiny_recipe), [override])
+
+
 def test_the_resolved_recipe_reads_back(tiny_recipe, tmp_path):
-    recipe = load_recipe(str(tiny_recipe), ["corpus=text:/a \\ é", "learning_rate=3e-05"])
+    overrides = ["corpus=text:/a \\ é", "learning_rate=3e-05", "mixers=['gla', 'softmax']"]
+    overrides += ["mixer_options.gla={gate = 'fixed', half_lives = [1, 8.5]}"]
+    recipe = load_recipe(str(tiny_recipe), overrides)
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml(), encoding="utf-8")
     assert load_recipe(str(path)) == recipe
@@ -85,5 +116,5 @@ def test_a_missing_key_and_broken_toml_and_a_missing_file(tmp_path):
     path.write_text("corpus = \n")
     with pytest.raises(ValueError, match=r"recipe\.toml is not valid TOML"):
         load_recipe(str(path))
-    with pytest.raises(FileNotFoundError, match="'nothing'.*one of elita-wikitext2, .*quickstart"):
+    with pytest.raises(FileNotFoundError, match="'nothing'.*one of elita-.*quickstart"):
         load_recipe("nothing")

@@ -89,7 +89,7 @@ def test_a_run_removes_what_a_former_one_left_and_nothing_else(run_dir, tiny_rec
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "nothing"], "one of elita-wikitext2"),
+        (["--recipe", "nothing"], "one of elita-"),
         (["--set", "stepz=1"], "Unknown key stepz"),
         (["--set", "batch_size=100000"], "fewer than batch_size=100000"),
         (["--set", "corpus=text:/nowhere"], "/nowhere"),

@@ -1,0 +1,131 @@
+"""The study's plan: what it trains, how it chooses, and that what is done is not done again."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import study
+from assembly import build_model
+from recipe import load_recipe
+
+
+@pytest.fixture
+def make_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A study that trains nothing: its validation losses come from a function of the recipe."""
+
+    def make(loss: Any, **changes: Any) -> study.Study:
+        plan = dataclasses.replace(
+            study.FULL, folder=tmp_path, page=tmp_path / "page.md", **changes
+        )
+        made = study.Study(plan, tmp_path, tmp_path / "runs")
+        made.trained = []
+
+        def train(folder_run: study.Run, folder: Path) -> None:
+            made.trained.append(folder_run.name)
+
+        def record(run: study.Run, folder: Path) -> dict[str, Any]:
+            recipe = run.resolved()
+            values = dataclasses.asdict(recipe)
+            return {"recipe": values, "validation": {"loss": loss(recipe)}, "test": {}}
+
+        monkeypatch.setattr(made, "_train_in_a_process", train)
+        monkeypatch.setattr(study, "training_record", record)
+        monkeypatch.setattr(study.results, "write_page", lambda *_: None)
+        return made
+
+    return make
+
+
+def distance(best: float):
+    """A loss that is lowest at a rate."""
+    return lambda recipe: abs(recipe.learning_rate - best)
+
+
+def test_the_best_rate_is_that_of_the_lowest_validation_loss(make_study) -> None:
+    made = make_study(distance(12e-3))
+    assert made.best_rate("gla") == 12e-3
+    assert made.tried_rates() == [3e-3, 6e-3, 12e-3, 24e-3]
+
+
+@pytest.mark.parametrize(("best", "added"), [(1e-3, 1.5e-3), (1.0, 48e-3)])
+def test_a_best_rate_at_an_end_adds_one_step_for_all(make_study, best, added) -> None:
+    made = make_study(distance(best), architectures=("gla", "transformer"))
+    assert sorted({*made.tried_rates()} - {*study.FULL.rates}) == [added]
+    assert made.best_rate("gla") == made.best_rate("transformer") == added
+
+
+def test_what_is_done_is_not_done_again(make_study) -> None:
+    made = make_study(distance(6e-3))
+    made.best_rate("gla")
+    first = list(made.trained)
+    assert len(first) == len(set(first)) > 0
+    made.best_rate("gla")
+    assert made.trained == first
+    assert json.loads((made.plan.folder / f"{first[0]}.json").read_text())["test"] == {}
+
+
+def test_a_record_of_another_recipe_is_refused(make_study) -> None:
+    made = make_study(distance(6e-3))
+    run = made.tuned("gla", 6e-3)
+    record = made.train(run)
+    record["recipe"]["warmup_steps"] = 7
+    made.write(run.name, record)
+    with pytest.raises(ValueError, match=r"another recipe \(warmup_steps: 7 -> 30\). Move it away"):
+        made.train(run)
+
+
+def test_equal_time_is_as_many_steps_as_fit(make_study) -> None:
+    made = make_study(distance(6e-3))
+    figures = {"transformer": [1.0, 3.0, 2.0], "elita_gated": [0.5, 0.4, 0.6], "gla": [4.0]}
+    turns = {name: [{"seconds_per_step": x} for x in each] for name, each in figures.items()}
+    made.write("timing", {"kind": "timing", "figures": turns})
+    run = made.in_equal_time("elita_gated", seed=1)
+    assert run.resolved().steps == 1800 and run.resolved().seed == 1
+    assert made.in_equal_time("gla", seed=0).resolved().steps == 225
+
+
+def test_the_tuned_recipes_are_one_but_for_architecture_and_rate() -> None:
+    recipes = [
+        load_recipe(f"{name.replace('_', '-')}-wikitext2-tuned")
+        for name in study.FULL.architectures
+    ]
+    assert [recipe.architecture for recipe in recipes] == list(study.FULL.architectures)
+    for recipe in recipes[1:]:
+        differing = {line.split(":")[0] for line in recipes[0].differences(recipe)}
+        assert differing <= {"architecture", "num_heads", "learning_rate"}
+
+
+@pytest.mark.parametrize("changes", study.ABLATIONS.values(), ids=study.ABLATIONS)
+def test_every_ablation_changes_the_model(make_study, changes: tuple) -> None:
+    architecture, overrides = changes
+    made = make_study(distance(6e-3))
+    run = made.tuned(architecture, 6e-3, *overrides)
+    model = build_model(run.resolved(), 2048)
+    assert not set(run.name) & set('/\\:*?"<>| ')
+    usual = build_model(made.tuned("elita_gated", 6e-3).resolved(), 2048)
+    assert model.backbone.get_config() != usual.backbone.get_config()
+    assert 240_000 < model.count_params() <= 300_000
+
+
+def test_the_record_of_a_run_and_its_test_figures(run_dir: Path, tiny_recipe: Path) -> None:
+    record = study.training_record(study.Run(str(tiny_recipe), ()), run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert record["validation"]["loss"] == summary["validation_loss"]
+    assert record["losses"]["step"] == [2, 4, 5]
+    assert len(record["losses"]["val_loss"]) == 3
+    assert record["seconds_per_step"] * summary["tokens_per_second"] == pytest.approx(64)
+    json.dumps(record)
+
+
+def test_late_losses_are_of_the_same_labels_at_every_length(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "LATE", 8)
+    figures = {x: study.test_figures(run_dir, Path(), x) for x in (16, 64, study.CARRIED)}
+    assert figures[16]["tokens"] == figures[64]["tokens"] == figures[study.CARRIED]["tokens"]
+    # At the training length the late positions are all those from 8 on.
+    buckets = {x["start"]: x["loss"] for x in figures[16]["loss_by_position"]}
+    assert figures[16]["late_loss"] == pytest.approx(buckets[8], rel=1e-2)
+    assert figures[16]["late_loss"] != figures[16]["loss"]

@@ -1,0 +1,262 @@
+"""Multi-query associative recall (MQAR): a task of looking up, as in Zoology (arXiv:2312.04927).
+
+A sequence begins with pairs of a key and a value. Later every key comes once more, and the model is
+to say there which value it came with:
+
+    k1 v1 k2 v2  ...  k2 (v2)  ...  k1 (v1)  ...
+
+The task tells something about other models only if softmax attention, which can look up anything,
+learns it.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from elita_tf.models import ElitaBackbone, ElitaCausalLM
+from elita_tf.ops import linear_cross_entropy
+
+# A key comes again after i of the possible places with a weight of i^(_POWER - 1): mostly soon.
+_POWER = 0.01
+# All have the feed-forward of the softmax baseline, as the task is about mixers: Zoology has none.
+_SHARED = {"num_layers": 2, "feed_forward": "swiglu", "tie_embeddings": True}
+# Softmax has one head, as in Zoology: half of a head's features turn too fast with the position
+# (RoPE) to compare keys by. GLA has two, half as many as elsewhere: what it can hold is width^2 / 2
+# over the heads.
+MODELS: dict[str, dict[str, Any]] = {
+    "gated": {"mixers": ["attention2_gated"], "num_heads": 8},
+    "gla": {"mixers": ["gla"], "num_heads": 2},
+    "softmax": {"mixers": ["softmax"], "num_heads": 1},
+    "gated and gla": {
+        "mixers": ["attention2_gated", "gla"],
+        "num_heads": 8,
+        "mixer_options": {"gla": {"num_heads": 2}},
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The sizes of the task and of its training; `pairs` are the numbers of pairs to draw from."""
+
+    vocabulary_size: int = 8_192
+    length: int = 256
+    pairs: tuple[int, ...] = (4, 8, 16, 32, 64)
+    training_examples: int = 100_000
+    validation_examples: int = 1_000
+    test_examples: int = 3_000
+    hidden_dim: int = 64
+    models: tuple[str, ...] = tuple(MODELS)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    batch_size: int = 32
+    steps: int = 3_125  # every training example once
+    warmup_steps: int = 200
+    steps_per_loss: int = 125  # each loss that is recorded is the mean over so many steps
+    seed: int = 0
+    jit_compile: bool | str = "auto"
+
+
+FULL = Plan()
+SHORT = Plan(
+    vocabulary_size=512,
+    length=64,
+    pairs=(4, 8),
+    training_examples=12_800,
+    validation_examples=200,
+    test_examples=600,
+    rates=(3e-3,),
+    steps=400,
+    warmup_steps=40,
+    steps_per_loss=40,
+)
+
+
+class Case(NamedTuple):
+    """A model and a rate to train it with."""
+
+    plan: Plan
+    model: str
+    rate: float
+
+    @property
+    def name(self) -> str:
+        return f"recall,{self.model.replace(' ', '-')},rate={self.rate:g}"
+
+
+class Data(NamedTuple):
+    """Examples, an array each of (examples, length): labels count where weights are 1, not 0."""
+
+    token_ids: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+class QueriesCausalLM(ElitaCausalLM):
+    """Has the loss of an ElitaCausalLM, from the hidden states of the weighted positions alone.
+
+    No example has more than `most_queries` of them. Most positions have no label, and the logits of
+    all would take longer than the rest of a step.
+    """
+
+    def __init__(self, backbone: ElitaBackbone, most_queries: int) -> None:
+        super().__init__(backbone)
+        self.most_queries = most_queries
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        weights, positions = ops.top_k(sample_weight, self.most_queries)
+        hidden_states = self.backbone(x, training=training)
+        hidden_states = ops.take_along_axis(hidden_states, positions[:, :, None], axis=1)
+        labels = ops.take_along_axis(y, positions, axis=1)
+        return linear_cross_entropy(hidden_states, self.backbone.output_kernel, labels, weights)
+
+
+def cases(plan: Plan) -> list[Case]:
+    """Every model at every rate."""
+    return [Case(plan, model, rate) for model in plan.models for rate in plan.rates]
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Trains one model and gives its figures; of several rates, validation is to choose."""
+    plan, start = case.plan, time.perf_counter()
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(plan.seed)
+    training, validation, test = splits(plan)
+    model = build(case)
+    losses = train(model, training, plan)
+    validation_accuracy = accuracies(predict(model, validation), validation)["all"]
+    tested = accuracies(predict(model, test), test)
+    return {
+        "task": dataclasses.asdict(plan),
+        "model": case.model,
+        "rate": case.rate,
+        "steps": plan.steps,
+        "parameters": model.count_params(),
+        "validation_accuracy": validation_accuracy,
+        "test_accuracy": tested.pop("all"),
+        "test_accuracy_by_pairs": tested,
+        "losses": losses,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+# === Data ===
+@functools.lru_cache(maxsize=1)
+def splits(plan: Plan) -> tuple[Data, Data, Data]:
+    """Examples for training, validation and test, the same for every model."""
+    sizes = (plan.training_examples, plan.validation_examples, plan.test_examples)
+    task = (plan.length, plan.vocabulary_size, plan.pairs)
+    generators = np.random.default_rng(plan.seed).spawn(len(sizes))
+    return tuple(examples(num, *task, rng) for num, rng in zip(sizes, generators, strict=True))
+
+
+def examples(
+    num: int, length: int, vocabulary: int, pairs: Sequence[int], rng: np.random.Generator
+) -> Data:
+    """Sequences of tokens, the labels, and weights of 1 where a key comes again, else of 0.
+
+    Keys are of the first half of the vocabulary and values of the second, each at most once among
+    the pairs of an example. The places for the second coming are every other position after the
+    pairs. All other positions hold random tokens, but no key of the example.
+    """
+    longest = max(pairs)
+    if length < 4 * longest or vocabulary < 2 * longest:
+        raise ValueError(
+            f"{longest} pairs need a length of at least {4 * longest} and a vocabulary of "
+            f"{2 * longest}; received {length} and {vocabulary}."
+        )
+    half, vocabulary_ids = vocabulary // 2, np.arange(vocabulary)
+    data = Data(*(np.zeros((num, length), dtype) for dtype in ("int32", "int32", "float32")))
+    for token_ids, labels, weights, count in zip(*data, rng.choice(pairs, num), strict=True):
+        keys = rng.choice(half, count, replace=False)
+        values = half + rng.choice(vocabulary - half, count, replace=False)
+        token_ids[:] = rng.choice(np.delete(vocabulary_ids, keys), length)
+        token_ids[0 : 2 * count : 2], token_ids[1 : 2 * count : 2] = keys, values
+        queries = 2 * count + 2 * places((length - 2 * count) // 2, count, rng)
+        token_ids[queries], labels[queries], weights[queries] = keys, values, 1
+    return data
+
+
+def places(num_places: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Different numbers below `num_places`, of which small ones are more likely."""
+    likelihood = np.arange(1, num_places + 1) ** (_POWER - 1)
+    return rng.choice(num_places, count, replace=False, p=likelihood / likelihood.sum())
+
+
+# === Model ===
+def build(case: Case) -> QueriesCausalLM:
+    """The model of a case, compiled: Adam, with a warm-up and then a cosine to zero."""
+    plan = case.plan
+    backbone = ElitaBackbone(
+        plan.vocabulary_size,
+        hidden_dim=plan.hidden_dim,
+        context_length=plan.length,
+        **_SHARED,
+        **MODELS[case.model],
+    )
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        decay_steps=plan.steps - plan.warmup_steps,
+        warmup_target=case.rate,
+        warmup_steps=plan.warmup_steps,
+    )
+    optimizer = keras.optimizers.Adam(schedule, beta_1=0.9, beta_2=0.99)
+    model = QueriesCausalLM(backbone, max(plan.pairs))
+    model.compile(optimizer, jit_compile=plan.jit_compile)
+    return model
+
+
+def train(model: ElitaCausalLM, data: Data, plan: Plan) -> list[list[float]]:
+    """Fits, each pass in a new order, and gives pairs of a step and the loss up to it."""
+    rng, num = np.random.default_rng(plan.seed), len(data.labels)
+    passes = math.ceil(plan.steps * plan.batch_size / num)
+    order = np.concatenate([rng.permutation(num) for _ in range(passes)])
+    losses = []
+    for first in range(0, plan.steps, plan.steps_per_loss):
+        last = min(first + plan.steps_per_loss, plan.steps)
+        rows = order[first * plan.batch_size : last * plan.batch_size]
+        token_ids, labels, weights = (array[rows] for array in data)
+        history = model.fit(
+            {"token_ids": token_ids},
+            labels,
+            sample_weight=weights,
+            batch_size=plan.batch_size,
+            shuffle=False,
+            verbose=0,
+        )
+        losses.append([last, round(history.history["loss"][0], 5)])
+    return losses
+
+
+# === Accuracy ===
+def predict(model: ElitaCausalLM, data: Data, batch_size: int = 50) -> np.ndarray:
+    """The likeliest token at every weighted position, (examples, length); 0 at the others."""
+    kernel = ops.convert_to_numpy(model.backbone.output_kernel)
+    predicted = np.zeros_like(data.labels)
+    for first in range(0, len(predicted), batch_size):
+        rows = slice(first, first + batch_size)
+        hidden_states = model.backbone.predict_on_batch({"token_ids": data.token_ids[rows]})
+        asked = data.weights[rows] > 0
+        predicted[rows][asked] = np.argmax(hidden_states[asked] @ kernel.T, axis=-1)
+    return predicted
+
+
+def accuracies(predicted: np.ndarray, data: Data) -> dict[str, float]:
+    """The share of weighted positions that are right: of "all", and by the number of pairs."""
+    asked = data.weights > 0
+    right, pairs = (predicted == data.labels) & asked, asked.sum(axis=1)
+    shares = {str(n): right[pairs == n].sum() / asked[pairs == n].sum() for n in np.unique(pairs)}
+    return {"all": float(right.sum() / asked.sum()), **{n: float(x) for n, x in shares.items()}}
