@@ -229,14 +229,8 @@ def train(model: ElitaCausalLM, data: Data, plan: Plan) -> list[list[float]]:
         last = min(first + plan.steps_per_loss, plan.steps)
         rows = order[first * plan.batch_size : last * plan.batch_size]
         token_ids, labels, weights = (array[rows] for array in data)
-        history = model.fit(
-            {"token_ids": token_ids},
-            labels,
-            sample_weight=weights,
-            batch_size=plan.batch_size,
-            shuffle=False,
-            verbose=0,
-        )
+        inputs, how = {"token_ids": token_ids}, {"batch_size": plan.batch_size, "verbose": 0}
+        history = model.fit(inputs, labels, sample_weight=weights, shuffle=False, **how)
         losses.append([last, round(history.history["loss"][0], 5)])
     return losses
 
@@ -244,13 +238,14 @@ def train(model: ElitaCausalLM, data: Data, plan: Plan) -> list[list[float]]:
 # === Accuracy ===
 def predict(model: ElitaCausalLM, data: Data, batch_size: int = 50) -> np.ndarray:
     """The likeliest token at every weighted position, (examples, length); 0 at the others."""
-    kernel = ops.convert_to_numpy(model.backbone.output_kernel)
+    kernel = ops.convert_to_tensor(model.backbone.output_kernel)
     predicted = np.zeros_like(data.labels)
     for first in range(0, len(predicted), batch_size):
         rows = slice(first, first + batch_size)
         hidden_states = model.backbone.predict_on_batch({"token_ids": data.token_ids[rows]})
         asked = data.weights[rows] > 0
-        predicted[rows][asked] = np.argmax(hidden_states[asked] @ kernel.T, axis=-1)
+        logits = ops.matmul(hidden_states[asked], ops.transpose(kernel))
+        predicted[rows][asked] = ops.convert_to_numpy(ops.argmax(logits, axis=-1))
     return predicted
 
 

@@ -77,7 +77,11 @@ def _whole(query: Any, key: Any, value: Any, seen: Any, real: Any) -> Any:
 
 def _in_chunks(query: Any, key: Any, value: Any, seen: Any, window: int) -> Any:
     time = ops.shape(query)[1]
-    size = min(time, _CHUNK_SIZE) if isinstance(time, int) else ops.minimum(time, _CHUNK_SIZE)
+    size = _CHUNK_SIZE
+    if isinstance(time, int):
+        size = min(time, size)
+    elif ops.is_tensor(time):  # TensorFlow's unknown length; JAX's, a symbol, has no minimum
+        size = ops.minimum(time, size)
     query, seen = (ops.moveaxis(split_chunks(x, size), 1, 0) for x in (query, seen[:, :, None]))
     # A whole window before the first query, and a key for every query of the last chunk.
     missing = window - (ops.shape(key)[1] - time)
