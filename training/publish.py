@@ -68,7 +68,7 @@ this preset: {window_loss:.4f} nats per token.
 
 It is small, has read two million words, and serves to try the package out and to test it: its texts
 are grammatical in parts and mean nothing, what they claim is invented, and they can repeat the
-biases of its source. It recalls rare facts worse than a softmax Transformer of the same size.
+biases of its source.
 
 ## Licence
 

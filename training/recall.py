@@ -6,7 +6,7 @@ to say there which value it came with:
     k1 v1 k2 v2  ...  k2 (v2)  ...  k1 (v1)  ...
 
 The task tells something about other models only if softmax attention, which can look up anything,
-learns it.
+learns it: if 95 % of its answers are right, or more.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from elita_tf.ops import linear_cross_entropy
 
 # A key comes again after i of the possible places with a weight of i^(_POWER - 1): mostly soon.
 _POWER = 0.01
-# All have the feed-forward of the softmax baseline, as the task is about mixers: Zoology has none.
-_SHARED = {"num_layers": 2, "feed_forward": "swiglu", "tie_embeddings": True}
+# All have the feed-forward of the softmax baseline, but a narrow one: Zoology has none at all.
+_SHARED = {"num_layers": 2, "feed_forward": "swiglu", "feed_forward_options": {"inner_dim": 64}}
 # Softmax has one head, as in Zoology: half of a head's features turn too fast with the position
 # (RoPE) to compare keys by. GLA has two, half as many as elsewhere: what it can hold is width^2 / 2
 # over the heads.
@@ -56,9 +56,9 @@ class Plan:
     models: tuple[str, ...] = tuple(MODELS)
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     batch_size: int = 32
-    steps: int = 3_125  # every training example once
+    steps: int = 2_800  # no training example comes twice
     warmup_steps: int = 200
-    steps_per_loss: int = 125  # each loss that is recorded is the mean over so many steps
+    steps_per_loss: int = 100  # each loss that is recorded is the mean over so many steps
     seed: int = 0
     jit_compile: bool | str = "auto"
 
@@ -102,21 +102,14 @@ class QueriesCausalLM(ElitaCausalLM):
     """Has the loss of an ElitaCausalLM, from the hidden states of the weighted positions alone.
 
     No example has more than `most_queries` of them. Most positions have no label, and the logits of
-    all would take longer than the rest of a step.
+    all would be most of a step's work.
     """
 
     def __init__(self, backbone: ElitaBackbone, most_queries: int) -> None:
         super().__init__(backbone)
         self.most_queries = most_queries
 
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Any:
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True) -> Any:
         weights, positions = ops.top_k(sample_weight, self.most_queries)
         hidden_states = self.backbone(x, training=training)
         hidden_states = ops.take_along_axis(hidden_states, positions[:, :, None], axis=1)
@@ -200,13 +193,8 @@ def places(num_places: int, count: int, rng: np.random.Generator) -> np.ndarray:
 def build(case: Case) -> QueriesCausalLM:
     """The model of a case, compiled: Adam, with a warm-up and then a cosine to zero."""
     plan = case.plan
-    backbone = ElitaBackbone(
-        plan.vocabulary_size,
-        hidden_dim=plan.hidden_dim,
-        context_length=plan.length,
-        **_SHARED,
-        **MODELS[case.model],
-    )
+    sizes = {"hidden_dim": plan.hidden_dim, "context_length": plan.length}
+    backbone = ElitaBackbone(plan.vocabulary_size, **sizes, **_SHARED, **MODELS[case.model])
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0,
         decay_steps=plan.steps - plan.warmup_steps,
