@@ -68,13 +68,13 @@ SHORT = Plan(
     vocabulary_size=512,
     length=64,
     pairs=(4, 8),
-    training_examples=12_800,
+    training_examples=25_600,
     validation_examples=200,
     test_examples=600,
     rates=(3e-3,),
-    steps=400,
-    warmup_steps=40,
-    steps_per_loss=40,
+    batch_size=64,
+    steps=800,
+    warmup_steps=80,
 )
 
 
