@@ -21,16 +21,17 @@ _LOWEST_INTEGER = -(2**31)
 
 
 class Algebra(NamedTuple):
-    """What a recurrence s_t = plus(times(from_log(log_decay_t), s_{t-1}), x_t) is made of."""
+    """What a recurrence s_t = plus(times(decay_t, s_{t-1}), x_t) is made of."""
 
     plus: Callable[[Any, Any], Any]
     zero: float  # plus(zero, x) is x
     times: Callable[[Any, Any], Any]
-    from_log: Callable[[Any], Any]
+    one: float  # times(one, x) is x
+    from_log: Callable[[Any], Any]  # decay_t from log_decay_t
 
 
-_SUMS = Algebra(ops.add, 0.0, ops.multiply, ops.exp)
-_MAXIMA = Algebra(ops.maximum, -float("inf"), ops.add, lambda log_decay: log_decay)
+_SUMS = Algebra(ops.add, 0.0, ops.multiply, 1.0, ops.exp)
+_MAXIMA = Algebra(ops.maximum, -float("inf"), ops.add, 0.0, lambda log_decay: log_decay)
 
 
 def running_maximum(x: Any, initial: Any, starts: Any = None) -> Any:
@@ -73,7 +74,8 @@ def decayed_maximum(x: Any, initial: Any, log_decay: Any) -> Any:
 
     `log_decay` has the shape of `x`, `initial` is (b, ...). No gradient is meant to go through.
     """
-    (maxima,), _ = _recurrence(log_decay, [x], [initial], reverse=False, algebra=_MAXIMA)
+    decays = log_decay, log_decay
+    (maxima,), _ = _recurrence(decays, [x], [initial], reverse=False, algebra=_MAXIMA)
     return maxima
 
 
@@ -100,15 +102,19 @@ def _running_sums(count: int) -> Any:
     @ops.custom_gradient
     def running_sums(log_decay: Any, *arguments: Any) -> Any:
         initial = arguments[count:]
-        sums, final = _recurrence(log_decay, arguments[:count], initial, reverse=False)
+        decays = log_decay, ops.exp(log_decay)
+        sums, final = _recurrence(decays, arguments[:count], initial, reverse=False)
 
         def grad(*upstream: Any) -> tuple[Any, ...]:
             upstream = unpack_upstream(upstream)
             # What a position receives, it passes on to its increment and, decayed, to the one
             # before: the same recurrence backwards, with the decay of the position after.
-            after = ops.concatenate([log_decay[:, 1:], ops.zeros_like(log_decay[:, :1])], axis=1)
+            _, decay = decays
+            after = [
+                ops.concatenate([x[:, 1:], ops.full_like(x[:, :1], one)], axis=1)
+                for x, one in zip(decays, (0.0, 1.0), strict=True)
+            ]
             gradients, _ = _recurrence(after, upstream[:count], upstream[count:], reverse=True)
-            decay = ops.exp(log_decay)
             d_initial = [decay[:, 0] * gradient[:, 0] for gradient in gradients]
             first = sum(_dot(g[:, :1], s[:, None]) for g, s in zip(gradients, initial, strict=True))
             later = sum(_dot(g[:, 1:], s[:, :-1]) for g, s in zip(gradients, sums, strict=True))
@@ -125,15 +131,15 @@ def _dot(x: Any, y: Any) -> Any:
 
 
 def _recurrence(
-    log_decay: Any,
+    decays: Sequence[Any],
     increments: Sequence[Any],
     initial: Sequence[Any],
     reverse: bool,
     algebra: Algebra = _SUMS,
 ) -> tuple[list[Any], list[Any]]:
-    time = ops.shape(log_decay)[1]
-    log_decay = _split(log_decay)
-    decay = algebra.from_log(log_decay)
+    """The results at every position, and the last; `decays` are log_decay and decay."""
+    time = ops.shape(decays[0])[1]
+    log_decay, decay = _split(decays[0]), _split(decays[1], padding=algebra.one)
     increments = [_split(x, padding=algebra.zero) for x in increments]
     num_chunks, chunk_size = ops.shape(decay)[1:3]
 
