@@ -1,7 +1,7 @@
 """Logits, state and gradients of every architecture as they were before a change of structure.
 
-`python -m tests.models.test_goldens` writes goldens.npz anew: only where numbers are to change. Weights
-are drawn by the name of their variable, so that none is stored.
+`python -m tests.models.test_goldens` writes goldens.npz anew: only where numbers are to change.
+Weights are drawn by the name of their variable, so that none is stored.
 """
 
 import zlib
