@@ -1,6 +1,7 @@
 """Checks of layer arguments, inputs, masks and states; positions, and the way of a single one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from keras import ops
@@ -15,6 +16,21 @@ from elita_tf.ops.arguments import (
 )
 from elita_tf.ops.running import running_maximum
 from elita_tf.ops.segments import segment_starts
+
+
+def reject_unknown(name: str, kwargs: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError for keyword arguments that `name` does not have: it has the `known` ones.
+
+    Keras leaves some constructors' unknown arguments out in silence.
+    """
+    known = list(known)
+    for argument in kwargs:
+        if argument not in known:
+            nearest = get_close_matches(str(argument), known, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"{name} has no argument `{argument}`: expected some of {sorted(known)}. Did you "
+                f"mean `{nearest}`?"
+            )
 
 
 def require_sizes(layer: str, **sizes: Any) -> None:
