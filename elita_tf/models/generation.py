@@ -7,7 +7,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from elita_tf.models.padding import require_inputs
+from elita_tf.models.inputs import require_inputs
 from elita_tf.ops.arguments import require_shapes
 
 # Below it a graph would be compiled again to save next to nothing.

@@ -67,6 +67,31 @@ def test_a_context_of_no_position_is_refused_also_where_no_block_needs_it() -> N
         make_backbone(mixers="gla", context_length=0)
 
 
+@pytest.mark.parametrize(("misspelt", "meant"), [("num_layer", "num_layers"), ("nam", "name")])
+def test_a_misspelt_argument_of_the_backbone(misspelt: str, meant: str) -> None:
+    message = f"ElitaBackbone has no argument `{misspelt}`.*Did you mean `{meant}`"
+    with pytest.raises(ValueError, match=message):
+        make_backbone(**{misspelt: 7})
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("rematerialise", "rematerialize"), ("compiled", "compile")]
+)
+def test_a_misspelt_argument_of_the_model(
+    backbone: ElitaBackbone, misspelt: str, meant: str
+) -> None:
+    message = f"ElitaCausalLM has no argument `{misspelt}`.*Did you mean `{meant}`"
+    with pytest.raises(ValueError, match=message):
+        ElitaCausalLM(backbone, **{misspelt: True})
+
+
+def test_the_arguments_of_keras_are_taken() -> None:
+    backbone = make_backbone(name="a", trainable=False, dtype="bfloat16")
+    model = ElitaCausalLM(backbone, name="b", trainable=False, compile=False)
+    assert (backbone.name, model.name, model.compiled) == ("a", "b", False)
+    assert not backbone.trainable_variables and not model.trainable_variables
+
+
 @pytest.mark.parametrize(
     "inputs",
     [IDS, {"tokens": IDS}, ["a text"], None, {"token_ids": IDS[0]}, {"token_ids": IDS[..., None]}],

@@ -1,4 +1,4 @@
-"""Inputs of functional models with and without a padding mask and segments."""
+"""The inputs of the functional models: token ids, and optionally a padding mask and segments."""
 
 from typing import Any
 
@@ -6,28 +6,28 @@ import keras
 
 from elita_tf.ops.arguments import require_segment_ids, require_shapes, segment_axes
 
-_ABSENT = {"padding_mask": None, "segment_ids": None}
+_OPTIONAL = {"padding_mask": None, "segment_ids": None}
 
 
 class OptionalInputs:
     """Mixin of functional models: inputs may lack `padding_mask` and `segment_ids`.
 
-    Keras takes None for an optional input, but not a dict without it.
+    Keras takes None for an optional input, but refuses a dict without it.
     """
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(self._completed(inputs), *args, **kwargs)
+        return super().__call__(self._complete(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> Any:
-        return super().call(self._completed(inputs), training=training, mask=mask)
+        return super().call(self._complete(inputs), training=training, mask=mask)
 
-    def _completed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, inputs: dict[str, Any]) -> dict[str, Any]:
         require_inputs(self.name, inputs)
-        return {**_ABSENT, **inputs}
+        return {**_OPTIONAL, **inputs}
 
 
 def symbolic_inputs() -> dict[str, Any]:
-    """The inputs of a functional model: `token_ids` and what may be absent."""
+    """The inputs of a functional model."""
     return {
         "token_ids": keras.Input((None,), dtype="int32", name="token_ids"),
         "padding_mask": keras.Input((None,), dtype="bool", name="padding_mask", optional=True),
@@ -35,13 +35,13 @@ def symbolic_inputs() -> dict[str, Any]:
     }
 
 
-def mixer_options(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What a mixer needs to know of these inputs besides the hidden states."""
+def mixer_tensors(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a mixer gets of these inputs beside the hidden states, as keyword arguments."""
     return {"mask": inputs.get("padding_mask"), "segment_ids": inputs.get("segment_ids")}
 
 
 def require_inputs(model: str, inputs: Any, **labels: Any) -> None:
-    """Raise a ValueError unless these are token ids, with mask, segments and labels, that fit."""
+    """Raise a ValueError unless token ids, mask, segments and labels fit each other."""
     if not isinstance(inputs, dict) or "token_ids" not in inputs:
         received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
         raise ValueError(
@@ -58,7 +58,7 @@ def require_inputs(model: str, inputs: Any, **labels: Any) -> None:
 
 
 def require_stream(model: str, inputs: Any, state: Any) -> None:
-    """`require_inputs`, and a ValueError for a state that is no dict."""
+    """`require_inputs`, and a ValueError for a state that is not a dict."""
     require_inputs(model, inputs)
     if not isinstance(state, dict):
         raise ValueError(
