@@ -69,7 +69,7 @@ def test_a_context_of_no_position_is_refused_also_where_no_block_needs_it() -> N
 
 @pytest.mark.parametrize(("misspelt", "meant"), [("num_layer", "num_layers"), ("nam", "name")])
 def test_a_misspelt_argument_of_the_backbone(misspelt: str, meant: str) -> None:
-    message = f"ElitaBackbone has no argument `{misspelt}`.*Did you mean `{meant}`"
+    message = f"ElitaBackbone has no argument `{misspelt}`.*did you mean `{meant}`"
     with pytest.raises(ValueError, match=message):
         make_backbone(**{misspelt: 7})
 
@@ -80,7 +80,7 @@ def test_a_misspelt_argument_of_the_backbone(misspelt: str, meant: str) -> None:
 def test_a_misspelt_argument_of_the_model(
     backbone: ElitaBackbone, misspelt: str, meant: str
 ) -> None:
-    message = f"ElitaCausalLM has no argument `{misspelt}`.*Did you mean `{meant}`"
+    message = f"ElitaCausalLM has no argument `{misspelt}`.*did you mean `{meant}`"
     with pytest.raises(ValueError, match=message):
         ElitaCausalLM(backbone, **{misspelt: True})
 
