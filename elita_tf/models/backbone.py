@@ -14,6 +14,7 @@ from elita_tf.models.blocks import Block, ResidualBranch, Runner, run_directly
 from elita_tf.models.inputs import (
     OptionalInputs,
     mixer_tensors,
+    require_ids,
     require_stream,
     symbolic_inputs,
 )
@@ -78,7 +79,9 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
     Inputs:
         A dict of `token_ids`, int (batch, time), and optionally `padding_mask`, boolean
         (batch, time), False where a token is padding, and `segment_ids`, int (batch, time): tokens
-        see none of another segment, and positions count from each segment's beginning.
+        see none of another segment, and positions count from each segment's beginning. An id that
+        is not below `vocabulary_size` is a ValueError in eager calls; a compiled function can't
+        look at its values, and gives numbers that mean nothing.
 
     Returns:
         The normalised hidden states (batch, time, hidden).
@@ -214,6 +217,7 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         """
         require_stream(self.name, inputs, state)
         token_ids, mask = inputs["token_ids"], inputs.get("padding_mask")
+        require_ids(self.name, self.vocabulary_size, token_ids=token_ids)
         segments, state_before, segment_id = follow_segments(
             self, state, mask, inputs.get("segment_ids")
         )

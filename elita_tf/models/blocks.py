@@ -71,3 +71,13 @@ class Block(NamedTuple):
         """The same from the mixer's state on: the outputs, and the new state."""
         x, state = self.mixer.call_with_state(x, state, training, **tensors)
         return self.feed_forward(x, training=training), state
+
+
+def draws_random_numbers(block: Block) -> bool:
+    """Whether the mixer or the feed-forward has random numbers of its own, as for dropout.
+
+    They would be lost, or others for the gradient, wherever a branch is not run directly.
+    """
+    layers = (block.mixer.layer, block.feed_forward.layer)
+    names = [variable.name for layer in layers for variable in layer.variables]
+    return "seed_generator_state" in names

@@ -9,15 +9,20 @@ import keras_hub
 from keras import ops
 
 from elita_tf.layers.arguments import reject_unknown, require_flag
-from elita_tf.layers.segments import LEAF
 from elita_tf.models.backbone import ElitaBackbone
-from elita_tf.models.blocks import run_rematerialized
+from elita_tf.models.blocks import draws_random_numbers, run_rematerialized
+from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
-from elita_tf.models.inputs import OptionalInputs, mixer_tensors, require_inputs
+from elita_tf.models.inputs import (
+    OptionalInputs,
+    mixer_tensors,
+    require_ids,
+    require_inputs,
+    weigh_labels,
+)
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.models.presets import PackagedPresets
 from elita_tf.ops import linear_cross_entropy, token_cross_entropy
-from elita_tf.ops.arguments import require_positive
 from elita_tf.schedules import CappedInverseSqrt
 
 # More blocks in one program would take XLA over twenty seconds to compile on two cores.
@@ -30,7 +35,9 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
     in nats per token, weights included, through `linear_cross_entropy`, which never holds the
-    (tokens, vocabulary) logits.
+    (tokens, vocabulary) logits. Negative labels are left out of the mean, and so are labels at
+    positions that `padding_mask` excludes, unless there are weights. A label that is not below the
+    vocabulary's size is a ValueError in eager steps and makes the loss NaN in compiled ones.
 
     Generation reads the prompt in the parallel form and goes on one step a token. What it keeps
     of the past is the blocks' state, whose size does not depend on the length.
@@ -54,8 +61,9 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         The logits (batch, time, vocabulary_size).
 
     Raises:
-        ValueError: `carried_batch_size` together with `rematerialize`, an unknown argument, or
-            anything else than a backbone and a preprocessor.
+        ValueError: `carried_batch_size` together with `rematerialize`, either of them with blocks
+            that draw random numbers, an unknown argument, or anything else than a backbone and a
+            preprocessor.
 
     Example:
 
@@ -101,6 +109,14 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
                 "A carried state leaves the branches that `rematerialize` runs twice. Received "
                 f"rematerialize=True and carried_batch_size={carried_batch_size}; pass one of them."
             )
+        self._draws_in_blocks = any(map(draws_random_numbers, backbone.blocks))
+        if self._draws_in_blocks and (rematerialize or carried_batch_size is not None):
+            raise ValueError(
+                "A mixer or a feed-forward of the backbone draws random numbers, as dropout does. "
+                "`rematerialize` would draw others for the gradient, and `carried_batch_size` "
+                f"none. Received rematerialize={rematerialize} and carried_batch_size="
+                f"{carried_batch_size}; leave both out, or take the backbone's own `dropout`."
+            )
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
@@ -118,6 +134,11 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
 
         # === Config ===
         self.carried_batch_size = carried_batch_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of token ids: that of the backbone."""
+        return self.backbone.vocabulary_size
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -171,8 +192,7 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         self._asked_jit_compile = jit_compile
         one_device = self._num_replicas == 1 and not kwargs.get("run_eagerly")
         needs_logits = loss is not None or weighted_metrics or kwargs.get("metrics")
-        on_tensorflow = keras.backend.backend() == "tensorflow"
-        can_share = on_tensorflow and one_device and not needs_logits and self.carried_state is None
+        can_share = one_device and not needs_logits and self._blocks_can_share
         if self.chooses_jit_compile and one_device:
             deep = len(self.backbone.blocks) > _BLOCKS_IN_ONE_PROGRAM
             jit_compile = "blocks" if can_share and deep else True
@@ -190,8 +210,14 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
 
     @property
     def chooses_jit_compile(self) -> bool:
-        """Whether nobody asked for XLA, or for none."""
+        """Whether `compile` left the choice of XLA to the model."""
         return self._asked_jit_compile == "auto"
+
+    @property
+    def _blocks_can_share(self) -> bool:
+        """Whether the blocks compute with nothing but their inputs and weights."""
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        return on_tensorflow and self.carried_state is None and not self._draws_in_blocks
 
     @property
     def _num_replicas(self) -> int:
@@ -235,11 +261,17 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         if self.loss is not None:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         require_inputs(self.name, x, labels=y)
+        require_ids(self.name, self.vocabulary_size, labels=y)
+        labels, weights = weigh_labels(self.name, y, sample_weight, x.get("padding_mask"))
+        too_large = ops.any(labels >= self.vocabulary_size)
+        labels = ops.minimum(labels, self.vocabulary_size - 1)
         # The logits of `y_pred` stay unused, so a compiled step never computes them.
         hidden_states = self._hidden_states(x, training)
         kernel, shared = self.backbone.output_kernel, self._shared_compilation
         cross_entropy = linear_cross_entropy if shared is None else shared.linear_cross_entropy
-        loss = cross_entropy(hidden_states, kernel, y, sample_weight)
+        loss = cross_entropy(hidden_states, kernel, labels, weights)
+        # A compiled step has no other way to say that a label is outside of the vocabulary.
+        loss = ops.where(too_large, float("nan"), loss)
         # Every replica has the mean over its part of the batch, and Keras adds these up.
         return sum(self.losses, loss) / self._num_replicas
 
@@ -259,12 +291,14 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
     def token_losses(
         self, token_ids: Any, labels: Any, padding_mask: Any = None, segment_ids: Any = None
     ) -> Any:
-        """The loss of every label, (batch, time) in nats, without holding all logits."""
+        """The loss of every label, (batch, time) in nats, without holding all logits.
+
+        That of a negative label is 0.
+        """
         optional = {"padding_mask": padding_mask, "segment_ids": segment_ids}
         inputs = {"token_ids": token_ids, **optional}
         require_inputs(self.name, inputs, labels=labels)
-        hidden_states = self.backbone(inputs, training=False)
-        return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels)
+        return self._losses_of(self.backbone(inputs, training=False), labels)
 
     def token_losses_with_state(
         self, token_ids: Any, labels: Any, state: dict[str, Any], segment_ids: Any = None
@@ -273,7 +307,14 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         inputs = {"token_ids": token_ids, "segment_ids": segment_ids}
         require_inputs(self.name, inputs, labels=labels)
         hidden_states, state = self.backbone.call_with_state(inputs, state)
-        return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels), state
+        return self._losses_of(hidden_states, labels), state
+
+    def _losses_of(self, hidden_states: Any, labels: Any) -> Any:
+        require_ids(self.name, self.vocabulary_size, labels=labels)
+        labels = ops.convert_to_tensor(labels)
+        kernel = self.backbone.output_kernel
+        losses = token_cross_entropy(hidden_states, kernel, ops.maximum(labels, 0))
+        return ops.where(labels < 0, ops.zeros_like(losses), losses)
 
     def score(
         self,
@@ -308,13 +349,14 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
         targets = {} if target_ids is None else {"target_ids": target_ids}
         require_inputs(self.name, inputs, **targets)
+        require_ids(self.name, self.vocabulary_size, token_ids=token_ids)
         intercept, tensors = layer_intercept_fn or (lambda x, _: x), mixer_tensors(inputs)
         x = intercept(self.backbone.embed(token_ids, **tensors), -1)
         for i, block in enumerate(self.backbone.blocks):
             x = intercept(block(x, training=False, **tensors), i)
         hidden_states = self.backbone.final_norm(x)
         if scoring_mode == "loss":
-            return token_cross_entropy(hidden_states, self.backbone.output_kernel, target_ids)
+            return self._losses_of(hidden_states, target_ids)
         return self.backbone.token_embedding(hidden_states, reverse=True)
 
 
@@ -322,46 +364,10 @@ def _share_compilation(can_share: bool, rematerialize: bool) -> Any:
     if not can_share:
         raise ValueError(
             "jit_compile='blocks' is for TensorFlow on one device, with the default loss and "
-            "no metrics, and not for run_eagerly or a carried state. Pass jit_compile='auto'."
+            "no metrics, and not for run_eagerly, a carried state, or mixers and feed-forwards "
+            "that draw random numbers. Pass jit_compile='auto'."
         )
     # Here, as it imports TensorFlow.
     from elita_tf.models.shared_compilation import SharedCompilation
 
     return SharedCompilation(rematerialize)
-
-
-class CarriedState(keras.layers.Layer):
-    """The state of a backbone, in variables that are not trained.
-
-    Args:
-        backbone: an `ElitaBackbone`.
-        batch_size: rows of the state.
-    """
-
-    def __init__(self, backbone: Any, batch_size: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        require_positive("CarriedState", batch_size=batch_size)
-        # Any number will do for the empty state. Batches without segments keep it.
-        segment_id = {LEAF: ops.zeros((batch_size,), "int32")}
-        self._leaves = {
-            name: self.add_weight(
-                tuple(leaf.shape),
-                # A leaf may start at minus infinity, so its own first value initialises it.
-                initializer=lambda shape, dtype, leaf=leaf: ops.cast(leaf, dtype),
-                dtype=leaf.dtype,
-                trainable=False,
-                autocast=False,
-                name=name,
-            )
-            for name, leaf in {**backbone.get_initial_state(batch_size), **segment_id}.items()
-        }
-        self.built = True
-
-    def read(self) -> dict[str, Any]:
-        """The state that the last batch left."""
-        return {name: ops.convert_to_tensor(leaf) for name, leaf in self._leaves.items()}
-
-    def write(self, state: dict[str, Any]) -> None:
-        """Keep a state; no gradient goes through it."""
-        for name, leaf in self._leaves.items():
-            leaf.assign(ops.stop_gradient(state[name]))

@@ -165,6 +165,24 @@ def test_every_argument_has_an_effect(argument: str) -> None:
     )
 
 
+def test_symbolic_inputs_may_lack_the_optional_ones() -> None:
+    backbone = randomized(ElitaBackbone(**ARGUMENTS, mixers="gla"))
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
+    pooled = keras.layers.GlobalAveragePooling1D()(backbone({"token_ids": ids}))
+    classifier = keras.Model(ids, keras.layers.Dense(3)(pooled))
+    expected = np.array(jitted(backbone)({"token_ids": token_ids()})).mean(axis=1)
+    kernel, bias = classifier.layers[-1].get_weights()
+    received = np.array(jitted(classifier)(token_ids()))
+    np.testing.assert_allclose(received, expected @ kernel + bias, atol=1e-5)
+    spec = backbone.compute_output_spec({"token_ids": keras.Input((5,), 2, dtype="int32")})
+    assert spec.shape == (2, 5, 12)
+    assert backbone.compute_output_shape({"token_ids": (2, 5)}) == (2, 5, 12)
+    # A part of the backbone, as Keras makes it of any functional model.
+    part = keras.Model(backbone.input, backbone.get_layer("block_0_gla").output)
+    inputs = {"token_ids": token_ids(), "padding_mask": None, "segment_ids": None}
+    assert part(inputs).shape == (2, TIME, 12)
+
+
 CUT = {
     "token_embedding/embeddings": ("model", None),
     "token_embedding/reverse_embeddings": (None, "model"),

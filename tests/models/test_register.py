@@ -192,6 +192,33 @@ def test_it_is_exported(tmp_path: Path) -> None:
     np.testing.assert_allclose(served(token_ids=tf.constant(IDS))["logits"], expected, atol=1e-5)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class DroppedOut(layers.GatedFeedForward):
+    """With a dropout of its own."""
+
+    def build(self, input_shape: tuple) -> None:
+        super().build(input_shape)
+        self.dropout = keras.layers.Dropout(0.5, seed=1)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dropout(super().call(inputs))
+
+
+def test_random_numbers_of_a_layer_are_drawn_or_refused() -> None:
+    register_feed_forward("dropped_out", DroppedOut)
+    backbone = randomized(make_backbone(feed_forward="dropped_out", num_layers=6), scale=0.4)
+    inputs = {"token_ids": IDS}
+    one, other = (np.array(backbone(inputs, training=training)) for training in (True, False))
+    assert not np.allclose(one, other)
+    for options in ({"rematerialize": True}, {"carried_batch_size": BATCH}):
+        with pytest.raises(ValueError, match="draws random numbers"):
+            ElitaCausalLM(backbone, **options)
+    model = ElitaCausalLM(backbone)
+    assert model._shared_compilation is None  # although it has more than four blocks
+    with pytest.raises(ValueError, match="draw random numbers"):
+        model.compile(jit_compile="blocks")
+
+
 class Bare(keras.layers.Layer):
     """Has nothing that a backbone needs."""
 
