@@ -20,6 +20,7 @@ from elita_tf.models.inputs import (
 )
 from elita_tf.models.learned_positions import LearnedPositions
 from elita_tf.models.presets import PackagedPresets
+from elita_tf.ops.arguments import require_positive
 
 # How `get_layout_map` cuts weights over the devices of a mesh. Heads, inner features and the
 # vocabulary are cut; what writes into the residual stream is cut along the axis that is summed
@@ -68,10 +69,10 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         feed_forward_options: arguments of the feed-forward's layer, such as {"rank": 4}.
         normalization: "layer_norm" or "rms_norm".
         dropout: rate on the embedding and on the output of every mixer and feed-forward.
-        context_length: n of Attention2's positions, the window of softmax blocks, and the number
-            of learned positions. A longer input is allowed: Attention2's sines go on, softmax
-            blocks see the last `context_length` positions, GLA has no positions at all, and
-            learned positions beyond the last share the last one's embedding.
+        context_length: n of Attention2's positions, and the number of learned positions. A longer
+            input is allowed: Attention2's sines go on, GLA has no positions at all, and learned
+            positions beyond the last share the last one's embedding.
+        window_length: how many positions softmax blocks see, by default `context_length`.
         tie_embeddings: let the output projection be the transposed embedding.
         learned_positions: add a learned embedding of the position to that of the token (GPT-2).
         **kwargs: of `keras_hub.models.Backbone`: name, dtype, trainable.
@@ -114,6 +115,7 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         normalization: str = "layer_norm",
         dropout: float = 0.0,
         context_length: int = 256,
+        window_length: int | None = None,
         tie_embeddings: bool = True,
         learned_positions: bool = False,
         dtype: Any = None,
@@ -121,10 +123,13 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
     ) -> None:
         own = inspect.signature(ElitaBackbone.__init__).parameters
         reject_unknown("ElitaBackbone", kwargs, [*list(own)[1:-1], "name", "trainable"])
-        registry.require_sizes(vocabulary_size, hidden_dim, num_heads, context_length)
+        sizes = {"num_heads": num_heads, "context_length": context_length}
+        sizes["window_length"] = context_length if window_length is None else window_length
+        require_positive(
+            "ElitaBackbone", vocabulary_size=vocabulary_size, hidden_dim=hidden_dim, **sizes
+        )
         registry.require_options(dropout, tie_embeddings, learned_positions)
         mixer_options, feed_forward_options = mixer_options or {}, feed_forward_options or {}
-        sizes = {"num_heads": num_heads, "context_length": context_length}
         build_mixers = registry.mixer_builders(mixers, num_layers, mixer_options, sizes)
         build_feed_forward = registry.feed_forward_builder(feed_forward, feed_forward_options)
         build_norm = partial(registry.normalization_builder(normalization), dtype=dtype)
@@ -178,6 +183,7 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         self.normalization = normalization
         self.dropout = dropout
         self.context_length = context_length
+        self.window_length = window_length
         self.tie_embeddings = tie_embeddings
         self.learned_positions = learned_positions
 
@@ -244,7 +250,7 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         """The state before the first token: a flat dict, the batch first in every leaf.
 
         Its size does not depend on the length, softmax blocks included: they hold the last
-        `context_length` keys and values.
+        `window_length` keys and values.
         """
         state = {}
         if self.learned_positions:
@@ -262,6 +268,9 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         data_parallel_dim_name: str = "batch",
     ) -> keras.distribution.LayoutMap:
         """How the weights are cut over devices, for `keras.distribution.ModelParallel`.
+
+        Weights that it does not name, such as those of registered layers, are whole on every
+        device.
 
         Args:
             device_mesh: the devices.
@@ -321,6 +330,7 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
             "normalization": self.normalization,
             "dropout": self.dropout,
             "context_length": self.context_length,
+            "window_length": self.window_length,
             "tie_embeddings": self.tie_embeddings,
             "learned_positions": self.learned_positions,
         }

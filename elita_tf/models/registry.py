@@ -236,19 +236,6 @@ def _require_options(owner: str, layer: type, options: Any) -> None:
         )
 
 
-def require_sizes(
-    vocabulary_size: Any, hidden_dim: Any, num_heads: Any, context_length: Any
-) -> None:
-    """Raise a ValueError for a size of ElitaBackbone below 1, whether its blocks need it or not."""
-    require_positive(
-        "ElitaBackbone",
-        vocabulary_size=vocabulary_size,
-        hidden_dim=hidden_dim,
-        num_heads=num_heads,
-        context_length=context_length,
-    )
-
-
 def require_options(dropout: Any, tie_embeddings: Any, learned_positions: Any) -> None:
     """Raise a ValueError for a dropout outside of 0 to 1, and for flags that are not booleans."""
     name = "ElitaBackbone"

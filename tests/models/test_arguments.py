@@ -49,6 +49,7 @@ def fit(inputs: Any, labels: Any = None, carried_batch_size: int | None = None) 
 
 SIZES = ("vocabulary_size", "num_layers", "hidden_dim", "num_heads", "context_length")
 BAD = [(name, value) for name in SIZES for value in (0, -1, 2.5, "3", None, True)]
+BAD += [("window_length", value) for value in (0, -1, 2.5, "3", True)]
 BAD += [("dropout", value) for value in (-0.1, 1, 1.5, "a", None, float("nan"))]
 BAD += [("mixers", value) for value in (None, 3, "rnn", ["gla"] * 2, [None] * 3, [["gla"]] * 3, [])]
 BAD += [("feed_forward", value) for value in (None, "mlp", ["swiglu"], 3)]
