@@ -138,6 +138,27 @@ def test_options_that_are_none_are_refused(options: dict, message: str) -> None:
         ElitaBackbone(**ARGUMENTS, mixers="gla", **options)
 
 
+def test_softmax_blocks_have_a_window_of_their_own(tmp_path: Path) -> None:
+    mixers = {"mixers": ["attention2", "softmax"], "learned_positions": True}
+    same = ElitaBackbone(**ARGUMENTS, **mixers)
+    other = ElitaBackbone(**ARGUMENTS, **mixers, window_length=4)
+    other.save(tmp_path / "backbone.keras")
+    loaded = keras.models.load_model(tmp_path / "backbone.keras")
+    for backbone, window in ((same, 7), (other, 4), (loaded, 4)):
+        attention2, softmax = (block.mixer.layer for block in backbone.blocks)
+        assert (attention2.context_length, softmax.window_length) == (7, window)
+        assert backbone.position_embedding.num_positions == 7
+        assert backbone.get_initial_state(2)["block_1_softmax_key"].shape[1] == window
+    ids = token_ids()
+    changed = ids.copy()
+    changed[:, 2] = (changed[:, 2] + 1) % VOCABULARY
+    only_softmax = {**ARGUMENTS, "num_layers": 1, "mixers": "softmax", "window_length": 4}
+    call = jitted(randomized(ElitaBackbone(**only_softmax)))
+    difference = np.array(call({"token_ids": ids})) - np.array(call({"token_ids": changed}))
+    reached = np.abs(difference).max(axis=(0, 2)) > 0
+    assert reached.tolist() == [2 <= t < 6 for t in range(TIME)]
+
+
 EFFECTS = {
     "vocabulary_size": 29,
     "num_layers": 3,
