@@ -89,7 +89,7 @@ def matmul_flops(model: keras.Model, recipe: Recipe) -> float:
     kernels = [w for w in model.trainable_weights if w.name.endswith(("kernel", "embeddings"))]
     per_token = 6 * sum(int(np.prod(w.shape)) for w in kernels)
     blocks = model.backbone.blocks if isinstance(model, ElitaCausalLM) else []
-    for mixer in (block["mixer"] for block in blocks):
+    for mixer in (block.mixer.layer for block in blocks):
         if isinstance(mixer, CausalSelfAttention):
             per_token += 3 * 2 * recipe.context_length * recipe.hidden_dim
         elif isinstance(mixer, GatedLinearAttention):

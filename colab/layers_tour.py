@@ -199,7 +199,7 @@ def milliseconds(layer, length):
 makers = {
     "Attention2": lambda length: layers.Attention2(num_heads=4, context_length=length),
     "GatedLinearAttention": lambda length: layers.GatedLinearAttention(num_heads=4),
-    "softmax": lambda length: layers.CausalSelfAttention(num_heads=4, context_length=length),
+    "softmax": lambda length: layers.CausalSelfAttention(num_heads=4, window_length=length),
 }
 for name, make in makers.items():
     lengths = [n for n in LENGTHS if name != "softmax" or n <= LONGEST_SOFTMAX]

@@ -35,7 +35,7 @@ EXCEPTIONS = {
     "models/export.py": {"tensorflow", "tf2onnx"},
     "models/generation.py": {"numpy"},
     "models/preprocessor.py": {"tensorflow"},
-    "models/programs.py": {"tensorflow"},
+    "models/shared_compilation.py": {"tensorflow"},
     "models/tokenizer.py": {"numpy", "tensorflow"},
     "ops/sequence_parallel.py": {"jax"},
 }
@@ -89,6 +89,8 @@ PUBLIC = {
         "export_onnx",
         "export_saved_model",
         "load_gpt2_embeddings",
+        "register_feed_forward",
+        "register_mixer",
     },
     "elita_tf.data": {
         "SPLITS",

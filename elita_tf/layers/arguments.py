@@ -1,6 +1,7 @@
 """Checks of layer arguments, inputs, masks and states; positions, and the way of a single one."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from keras import ops
@@ -15,6 +16,33 @@ from elita_tf.ops.arguments import (
 )
 from elita_tf.ops.running import running_maximum
 from elita_tf.ops.segments import segment_starts
+
+
+def reject_unknown(owner: str, received: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ValueError that names every unknown argument and the known one nearest to it.
+
+    Args:
+        owner: the class that received the arguments, for the message.
+        received: the names of the arguments, such as `kwargs`.
+        known: the names that the class takes.
+
+    Example:
+
+    >>> reject_unknown("Dog", {"nane": "Rex"}, ["name", "age"])
+    Traceback (most recent call last):
+        ...
+    ValueError: Dog has no argument `nane` (did you mean `name`?). It takes: age, name.
+    """
+    known = sorted(known)
+    unknown = [name for name in received if name not in known]
+    if not unknown:
+        return
+    nearest = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+    hints = [
+        f"`{name}`" + (f" (did you mean `{near[0]}`?)" if near else "")
+        for name, near in nearest.items()
+    ]
+    raise ValueError(f"{owner} has no argument {', '.join(hints)}. It takes: {', '.join(known)}.")
 
 
 def require_sizes(layer: str, **sizes: Any) -> None:

@@ -29,14 +29,14 @@ class CausalSelfAttention(keras.layers.Layer):
     """Causal multi-head softmax attention with rotary positions (RoPE), over a sliding window.
 
         y_i = W_o sum_j softmax_j(rotate_i(q_i) . rotate_j(k_j) / sqrt(head_dim)) v_j,
-        0 <= i - j < context_length
+        0 <= i - j < window_length
 
-    Time and memory are quadratic in the length up to `context_length`, and linear beyond. The state
-    holds the last `context_length` keys and values.
+    Time and memory are quadratic in the length up to `window_length`, and linear beyond. The state
+    holds the last `window_length` keys and values.
 
     Args:
         num_heads: number of heads; the head dimension, width over heads, must be even.
-        context_length: how many positions a query sees, its own included.
+        window_length: how many positions a query sees, its own included.
         kernel_initializer: for all matrices.
         kernel_regularizer: for all matrices.
 
@@ -58,7 +58,7 @@ class CausalSelfAttention(keras.layers.Layer):
 
     >>> import numpy as np
     >>> from elita_tf import layers
-    >>> layer = layers.CausalSelfAttention(num_heads=2, context_length=16)
+    >>> layer = layers.CausalSelfAttention(num_heads=2, window_length=16)
     >>> tuple(layer(np.ones((1, 5, 8), "float32")).shape)
     (1, 5, 8)
 
@@ -68,15 +68,15 @@ class CausalSelfAttention(keras.layers.Layer):
     def __init__(
         self,
         num_heads: int,
-        context_length: int,
+        window_length: int,
         kernel_initializer: Any = "glorot_uniform",
         kernel_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_positive("CausalSelfAttention", num_heads=num_heads, context_length=context_length)
+        require_positive("CausalSelfAttention", num_heads=num_heads, window_length=window_length)
         self.num_heads = num_heads
-        self.context_length = context_length
+        self.window_length = window_length
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.supports_masking = True
@@ -123,7 +123,7 @@ class CausalSelfAttention(keras.layers.Layer):
         # The state is aligned to its end: the newest key is the last one.
         key = ops.concatenate([ops.cast(state["key"], key.dtype), key], axis=1)
         value = ops.concatenate([ops.cast(state["value"], value.dtype), value], axis=1)
-        slots = ops.arange(-self.context_length, 0, dtype="int32")
+        slots = ops.arange(-self.window_length, 0, dtype="int32")
         real = None
         if mask is not None:
             earlier = ops.cast(state["position"], "int32")[:, None] + slots >= 0
@@ -132,7 +132,7 @@ class CausalSelfAttention(keras.layers.Layer):
         if mask is not None:
             order = real_last(real)
             key, value = (take_rows(x, order) for x in (key, value))
-        key, value = (x[:, -self.context_length :] for x in (key, value))
+        key, value = (x[:, -self.window_length :] for x in (key, value))
         if mask is not None or segments is not None:
             # Slots before the first position of the segment are empty.
             empty = (next_position[:, None] + slots < 0)[:, :, None, None]
@@ -140,9 +140,9 @@ class CausalSelfAttention(keras.layers.Layer):
         return outputs, {"key": key, "value": value, "position": next_position, **kept}
 
     def get_initial_state(self, batch_size: int) -> dict[str, Any]:
-        """The empty state: key and value (batch, context_length, heads, head_dim), position."""
+        """The empty state: key and value (batch, window_length, heads, head_dim), position."""
         require_batch_size(self, batch_size)
-        shape = (batch_size, self.context_length, self.num_heads, self._head_dim)
+        shape = (batch_size, self.window_length, self.num_heads, self._head_dim)
         return {
             "key": ops.zeros(shape, self.compute_dtype),
             "value": ops.zeros(shape, self.compute_dtype),
@@ -151,7 +151,7 @@ class CausalSelfAttention(keras.layers.Layer):
 
     @property
     def _state_axes(self) -> dict[str, str]:
-        kept = f"batch {self.context_length} {self.num_heads} {self._head_dim}"
+        kept = f"batch {self.window_length} {self.num_heads} {self._head_dim}"
         return {"key": kept, "value": kept, "position": "batch"}
 
     def _project(
@@ -164,10 +164,10 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def _attend(self, query: Any, key: Any, value: Any, positions: Any, real: Any) -> Any:
         # A position is the number of real ones before it in its segment, the state's included.
-        seen = ops.minimum(positions + 1, self.context_length)
+        seen = ops.minimum(positions + 1, self.window_length)
         # Scaled here, as Keras rounds a scale to float32 also for float64.
         query = query * self._head_dim**-0.5
-        outputs = window_attention(query, key, value, seen, self.context_length, real)
+        outputs = window_attention(query, key, value, seen, self.window_length, real)
         return self.output_projection(outputs)
 
     @property
@@ -182,7 +182,7 @@ class CausalSelfAttention(keras.layers.Layer):
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
-            "context_length": self.context_length,
+            "window_length": self.window_length,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
         }

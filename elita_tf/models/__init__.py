@@ -6,6 +6,7 @@ from elita_tf.models.causal_lm import ElitaCausalLM
 from elita_tf.models.export import export_litert, export_onnx, export_saved_model
 from elita_tf.models.gpt2 import load_gpt2_embeddings
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
+from elita_tf.models.registry import register_feed_forward, register_mixer
 from elita_tf.models.tokenizer import ElitaGPT2Tokenizer, ElitaTokenizer
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "export_onnx",
     "export_saved_model",
     "load_gpt2_embeddings",
+    "register_feed_forward",
+    "register_mixer",
 ]

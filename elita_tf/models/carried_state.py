@@ -20,7 +20,7 @@ class CarriedState(keras.layers.Layer):
     def __init__(self, backbone: Any, batch_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         require_positive("CarriedState", batch_size=batch_size)
-        # Of no consequence to the empty state, and kept as it is by batches without segments.
+        # Any number will do for the empty state. Batches without segments keep it.
         segment_id = {LEAF: ops.zeros((batch_size,), "int32")}
         self._leaves = {
             name: self.add_weight(

@@ -1,5 +1,6 @@
-"""The decoder with its loss."""
+"""The language model: a backbone with its loss, its training and its scores."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -7,26 +8,36 @@ import keras
 import keras_hub
 from keras import ops
 
-from elita_tf.layers.arguments import require_flag
+from elita_tf.layers.arguments import reject_unknown, require_flag
 from elita_tf.models.backbone import ElitaBackbone
+from elita_tf.models.blocks import draws_random_numbers, run_rematerialized
 from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
-from elita_tf.models.padding import OptionalInputs, require_inputs
+from elita_tf.models.inputs import (
+    OptionalInputs,
+    mixer_tensors,
+    require_ids,
+    require_inputs,
+    weigh_labels,
+)
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.models.presets import PackagedPresets
-from elita_tf.models.training import Training
-from elita_tf.ops import token_cross_entropy
+from elita_tf.ops import linear_cross_entropy, token_cross_entropy
+from elita_tf.schedules import CappedInverseSqrt
+
+# More blocks in one program would take XLA over twenty seconds to compile on two cores.
+_BLOCKS_IN_ONE_PROGRAM = 4
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaCausalLM(
-    PackagedPresets, OptionalInputs, Training, Generation, keras_hub.models.CausalLM
-):
+class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.models.CausalLM):
     """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
     in nats per token, weights included, through `linear_cross_entropy`, which never holds the
-    (tokens, vocabulary) logits.
+    (tokens, vocabulary) logits. Negative labels are left out of the mean, and so are labels at
+    positions that `padding_mask` excludes, unless there are weights. A label that is not below the
+    vocabulary's size is a ValueError in eager steps and makes the loss NaN in compiled ones.
 
     Generation reads the prompt in the parallel form and goes on one step a token. What it keeps
     of the past is the blocks' state, whose size does not depend on the length.
@@ -41,7 +52,7 @@ class ElitaCausalLM(
             `elita_tf.data.stream_windows`. None starts every batch anew.
         rematerialize: keep the residual stream alone for the backward pass, which computes every
             mixer and feed-forward again: for models that are deep or texts that are long.
-        **kwargs: of `keras_hub.models.CausalLM`.
+        **kwargs: of `keras_hub.models.CausalLM`: name, trainable, compile.
 
     Inputs:
         As for `ElitaBackbone`.
@@ -50,8 +61,9 @@ class ElitaCausalLM(
         The logits (batch, time, vocabulary_size).
 
     Raises:
-        ValueError: `carried_batch_size` together with `rematerialize`, or anything else than a
-            backbone and a preprocessor.
+        ValueError: `carried_batch_size` together with `rematerialize`, either of them with blocks
+            that draw random numbers, an unknown argument, or anything else than a backbone and a
+            preprocessor.
 
     Example:
 
@@ -72,6 +84,7 @@ class ElitaCausalLM(
 
     backbone_cls = ElitaBackbone
     preprocessor_cls = ElitaCausalLMPreprocessor
+    _asked_jit_compile: bool | str = "auto"
 
     def __init__(
         self,
@@ -81,6 +94,8 @@ class ElitaCausalLM(
         rematerialize: bool = False,
         **kwargs: Any,
     ) -> None:
+        own = inspect.signature(ElitaCausalLM.__init__).parameters
+        reject_unknown("ElitaCausalLM", kwargs, [*list(own)[1:-1], "name", "trainable", "compile"])
         if not isinstance(backbone, ElitaBackbone):
             raise ValueError(f"Expected an ElitaBackbone; received {backbone!r}.")
         if not hasattr(preprocessor, "generate_preprocess") and preprocessor is not None:
@@ -94,6 +109,14 @@ class ElitaCausalLM(
                 "A carried state leaves the branches that `rematerialize` runs twice. Received "
                 f"rematerialize=True and carried_batch_size={carried_batch_size}; pass one of them."
             )
+        self._draws_in_blocks = any(map(draws_random_numbers, backbone.blocks))
+        if self._draws_in_blocks and (rematerialize or carried_batch_size is not None):
+            raise ValueError(
+                "A mixer or a feed-forward of the backbone draws random numbers, as dropout does. "
+                "`rematerialize` would draw others for the gradient, and `carried_batch_size` "
+                f"none. Received rematerialize={rematerialize} and carried_batch_size="
+                f"{carried_batch_size}; leave both out, or take the backbone's own `dropout`."
+            )
         # === Layers ===
         self.backbone = backbone
         self.preprocessor = preprocessor
@@ -101,16 +124,21 @@ class ElitaCausalLM(
         if carried_batch_size is not None:
             self.carried_state = CarriedState(backbone, carried_batch_size)
 
-        # `compile` asks for it.
-        self.rematerialize = rematerialize
-
         # === Functional model ===
+        # These two before the constructor of Keras, which calls `compile`.
+        self.rematerialize = rematerialize
+        self._shared_compilation: Any = None
         hidden_states = backbone(backbone.input)
         logits = backbone.token_embedding(hidden_states, reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
 
         # === Config ===
         self.carried_batch_size = carried_batch_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of token ids: that of the backbone."""
+        return self.backbone.vocabulary_size
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -119,15 +147,158 @@ class ElitaCausalLM(
             "rematerialize": self.rematerialize,
         }
 
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        weighted_metrics: Any = None,
+        jit_compile: bool | str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """As in Keras, with other defaults.
+
+        Args:
+            optimizer: "auto" is ELiTA's Adam(min(1e-3, 1e-2 / sqrt(step)), 0.9, 0.99).
+            loss: "auto" is `linear_cross_entropy`; any other loss gets the logits, and may have
+                `loss_weights`.
+            weighted_metrics: by default none: a metric needs the logits.
+            jit_compile: True compiles the whole training step with XLA. "blocks", for TensorFlow
+                and the default loss, compiles a program for each kind of block, which all blocks
+                of that kind share: the first step comes in half the time or less and takes less
+                memory; the steps of small models take up to a tenth longer. "auto" trains with XLA
+                wherever there is one device, on a CPU too, where Keras' own "auto" does not: by
+                blocks where it can and there are more than four. It leaves generation, which gains
+                nothing, to Keras. Pass False for a few steps only, or for batches of ever new
+                shapes: the first step of a shape takes longer. (On JAX, False runs operation by
+                operation.)
+            **kwargs: of `keras_hub.models.CausalLM.compile`, `sampler` among them.
+
+        Raises:
+            ValueError: "blocks" where a step can't be compiled so, or `loss_weights` without a
+                loss that they belong to.
+        """
+        if optimizer == "auto":
+            optimizer = keras.optimizers.Adam(CappedInverseSqrt(), beta_1=0.9, beta_2=0.99)
+        loss = None if isinstance(loss, str) and loss == "auto" else loss
+        if loss is None and kwargs.get("loss_weights") is not None:
+            raise ValueError(
+                "`loss_weights` weigh the losses that are passed as `loss`; received "
+                f"{kwargs['loss_weights']!r} for the default loss. Scale the learning rate, or "
+                "pass a `loss`."
+            )
+        # Keras would keep those of an earlier `compile`.
+        self.loss = self._compile_loss = self._compile_metrics = None
+        self._asked_jit_compile = jit_compile
+        one_device = self._num_replicas == 1 and not kwargs.get("run_eagerly")
+        needs_logits = loss is not None or weighted_metrics or kwargs.get("metrics")
+        can_share = one_device and not needs_logits and self._blocks_can_share
+        if self.chooses_jit_compile and one_device:
+            deep = len(self.backbone.blocks) > _BLOCKS_IN_ONE_PROGRAM
+            jit_compile = "blocks" if can_share and deep else True
+        self._shared_compilation = None
+        if jit_compile == "blocks":
+            self._shared_compilation = _share_compilation(can_share, self.rematerialize)
+            jit_compile = False
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            weighted_metrics=weighted_metrics,
+            jit_compile=jit_compile,
+            **kwargs,
+        )
+
+    @property
+    def chooses_jit_compile(self) -> bool:
+        """Whether `compile` left the choice of XLA to the model."""
+        return self._asked_jit_compile == "auto"
+
+    @property
+    def _blocks_can_share(self) -> bool:
+        """Whether the blocks compute with nothing but their inputs and weights."""
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        return on_tensorflow and self.carried_state is None and not self._draws_in_blocks
+
+    @property
+    def _num_replicas(self) -> int:
+        # Keras' TensorFlow models know their strategy, under several replicas of which XLA fails.
+        # On JAX a step is one program, however many devices run it.
+        strategy = getattr(self, "distribute_strategy", None)
+        return 1 if strategy is None else strategy.num_replicas_in_sync
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """As compiled: "auto" chooses anew where the model is loaded."""
+        config = super().get_compile_config()
+        return config and {**config, "jit_compile": self._asked_jit_compile}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as saved, so that a reloaded model goes on with its optimizer's state."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        # Variables that come up while TensorFlow traces the step have it trace once more.
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+    def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # `fit` asks for the logits too. Its loss needs none, but to trace them would take as long.
+        shared = self._shared_compilation
+        if kwargs.get("training") and shared is not None and shared.is_traced:
+            hidden_states = self._hidden_states(inputs, training=True)
+            return self.backbone.token_embedding(hidden_states, reverse=True)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        if self.loss is not None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        require_inputs(self.name, x, labels=y)
+        require_ids(self.name, self.vocabulary_size, labels=y)
+        labels, weights = weigh_labels(self.name, y, sample_weight, x.get("padding_mask"))
+        too_large = ops.any(labels >= self.vocabulary_size)
+        labels = ops.minimum(labels, self.vocabulary_size - 1)
+        # The logits of `y_pred` stay unused, so a compiled step never computes them.
+        hidden_states = self._hidden_states(x, training)
+        kernel, shared = self.backbone.output_kernel, self._shared_compilation
+        cross_entropy = linear_cross_entropy if shared is None else shared.linear_cross_entropy
+        loss = cross_entropy(hidden_states, kernel, labels, weights)
+        # A compiled step has no other way to say that a label is outside of the vocabulary.
+        loss = ops.where(too_large, float("nan"), loss)
+        # Every replica has the mean over its part of the batch, and Keras adds these up.
+        return sum(self.losses, loss) / self._num_replicas
+
+    def _hidden_states(self, x: dict[str, Any], training: bool) -> Any:
+        """What the backbone gives, computed in the way that the model was made and compiled for."""
+        if self._shared_compilation is not None:
+            return self.backbone.call_with_runner(x, self._shared_compilation.run, training)
+        if training and self.rematerialize:
+            return self.backbone.call_with_runner(x, run_rematerialized, training)
+        if training and self.carried_state is not None:
+            state = self.carried_state.read()
+            hidden_states, state = self.backbone.call_with_state(x, state, training=True)
+            self.carried_state.write(state)
+            return hidden_states
+        return self.backbone(x, training=training)
+
     def token_losses(
         self, token_ids: Any, labels: Any, padding_mask: Any = None, segment_ids: Any = None
     ) -> Any:
-        """The loss of every label, (batch, time) in nats, without holding all logits."""
+        """The loss of every label, (batch, time) in nats, without holding all logits.
+
+        That of a negative label is 0.
+        """
         optional = {"padding_mask": padding_mask, "segment_ids": segment_ids}
         inputs = {"token_ids": token_ids, **optional}
         require_inputs(self.name, inputs, labels=labels)
-        hidden_states = self.backbone(inputs, training=False)
-        return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels)
+        return self._losses_of(self.backbone(inputs, training=False), labels)
 
     def token_losses_with_state(
         self, token_ids: Any, labels: Any, state: dict[str, Any], segment_ids: Any = None
@@ -136,7 +307,14 @@ class ElitaCausalLM(
         inputs = {"token_ids": token_ids, "segment_ids": segment_ids}
         require_inputs(self.name, inputs, labels=labels)
         hidden_states, state = self.backbone.call_with_state(inputs, state)
-        return token_cross_entropy(hidden_states, self.backbone.output_kernel, labels), state
+        return self._losses_of(hidden_states, labels), state
+
+    def _losses_of(self, hidden_states: Any, labels: Any) -> Any:
+        require_ids(self.name, self.vocabulary_size, labels=labels)
+        labels = ops.convert_to_tensor(labels)
+        kernel = self.backbone.output_kernel
+        losses = token_cross_entropy(hidden_states, kernel, ops.maximum(labels, 0))
+        return ops.where(labels < 0, ops.zeros_like(losses), losses)
 
     def score(
         self,
@@ -171,9 +349,25 @@ class ElitaCausalLM(
         inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
         targets = {} if target_ids is None else {"target_ids": target_ids}
         require_inputs(self.name, inputs, **targets)
-        state = self.backbone.get_initial_state(ops.shape(token_ids)[0])
-        intercept = layer_intercept_fn or (lambda x, index: x)
-        hidden_states, _ = self.backbone.call_with_state(inputs, state, intercept)
+        require_ids(self.name, self.vocabulary_size, token_ids=token_ids)
+        intercept, tensors = layer_intercept_fn or (lambda x, _: x), mixer_tensors(inputs)
+        x = intercept(self.backbone.embed(token_ids, **tensors), -1)
+        for i, block in enumerate(self.backbone.blocks):
+            x = intercept(block(x, training=False, **tensors), i)
+        hidden_states = self.backbone.final_norm(x)
         if scoring_mode == "loss":
-            return token_cross_entropy(hidden_states, self.backbone.output_kernel, target_ids)
+            return self._losses_of(hidden_states, target_ids)
         return self.backbone.token_embedding(hidden_states, reverse=True)
+
+
+def _share_compilation(can_share: bool, rematerialize: bool) -> Any:
+    if not can_share:
+        raise ValueError(
+            "jit_compile='blocks' is for TensorFlow on one device, with the default loss and "
+            "no metrics, and not for run_eagerly, a carried state, or mixers and feed-forwards "
+            "that draw random numbers. Pass jit_compile='auto'."
+        )
+    # Here, as it imports TensorFlow.
+    from elita_tf.models.shared_compilation import SharedCompilation
+
+    return SharedCompilation(rematerialize)

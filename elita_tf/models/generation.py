@@ -7,17 +7,17 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from elita_tf.models.padding import require_inputs
+from elita_tf.models.inputs import require_ids, require_inputs
 from elita_tf.ops.arguments import require_shapes
 
-# Below it a graph would be compiled again to save next to nothing.
+# A shorter bucket would cost another compilation and save next to nothing.
 _SHORTEST_BUCKET = 64
 
 
 class Generation:
     """Mixin of a KerasHub CausalLM whose `backbone` has a recurrent state.
 
-    `chooses_jit_compile` says that nobody asked for XLA, or for none.
+    The model says by `chooses_jit_compile` whether `compile` left the choice of XLA to it.
     """
 
     def prefill(
@@ -126,7 +126,9 @@ class Generation:
             of_training = self.jit_compile
             if self.chooses_jit_compile:
                 self.jit_compile = None  # Keras' own choice
-            self.generate_function = in_buckets(super().make_generate_function())
+            self.generate_function = in_buckets(
+                super().make_generate_function(), self.name, self.vocabulary_size
+            )
             self.jit_compile = of_training
         return self.generate_function
 
@@ -136,10 +138,13 @@ def bucket_length(length: int) -> int:
     return max(_SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length())
 
 
-def in_buckets(generate: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def in_buckets(
+    generate: Callable[..., dict[str, Any]], model: str, vocabulary_size: int
+) -> Callable[..., dict[str, Any]]:
     """`generate` on prompts shifted to the end of an array of `bucket_length` columns.
 
-    Generation ends where the array ends, so the very number of tokens asked for is generated.
+    Generation ends where the array ends, so the very number of tokens asked for is generated. The
+    model's name and the size of its vocabulary are for the check of the prompts.
     """
 
     def generate_in_bucket(inputs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -152,6 +157,7 @@ def in_buckets(generate: Callable[..., dict[str, Any]]) -> Callable[..., dict[st
                 f"Prompt {int(np.argmin(mask.any(axis=1)))} is empty: its `padding_mask` is False "
                 "everywhere, and there is nothing to go on from. Give every row a token."
             )
+        require_ids(model, vocabulary_size, token_ids=np.where(mask, token_ids, 0))
         # Padding that stands before or within a prompt moves behind it.
         order = np.argsort(~mask, axis=1, kind="stable")
         arrays = {

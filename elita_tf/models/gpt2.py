@@ -64,6 +64,6 @@ def load_gpt2_embeddings(backbone: ElitaBackbone, preset: str = _PRESET) -> None
     backbone.position_embedding.embeddings.assign(positions[: backbone.context_length])
     for i, block in enumerate(backbone.blocks):
         layer = f"transformer_layer_{i}"
-        block["mixer_norm"].set_weights(norm(f"{layer}/self_attention_layer_norm"))
-        block["feed_forward_norm"].set_weights(norm(f"{layer}/feedforward_layer_norm"))
+        block.mixer.norm.set_weights(norm(f"{layer}/self_attention_layer_norm"))
+        block.feed_forward.norm.set_weights(norm(f"{layer}/feedforward_layer_norm"))
     backbone.final_norm.set_weights(norm("layer_norm"))

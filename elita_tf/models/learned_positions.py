@@ -15,7 +15,7 @@ class LearnedPositions(keras.layers.Layer):
     """One learned vector per absolute position; those beyond the last share the last one's.
 
     Args:
-        context_length: number of positions.
+        num_positions: number of positions that have a vector of their own.
         hidden_dim: width.
 
     Call arguments:
@@ -31,23 +31,23 @@ class LearnedPositions(keras.layers.Layer):
 
     >>> import numpy as np
     >>> from elita_tf.models.learned_positions import LearnedPositions
-    >>> tuple(LearnedPositions(context_length=16, hidden_dim=8)(np.ones((2, 5))).shape)
+    >>> tuple(LearnedPositions(num_positions=16, hidden_dim=8)(np.ones((2, 5))).shape)
     (1, 5, 8)
 
     Source: Radford et al. 2019 (GPT-2).
     """
 
-    def __init__(self, context_length: int, hidden_dim: int, **kwargs: Any) -> None:
+    def __init__(self, num_positions: int, hidden_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        require_positive("LearnedPositions", context_length=context_length, hidden_dim=hidden_dim)
-        self.context_length = context_length
+        require_positive("LearnedPositions", num_positions=num_positions, hidden_dim=hidden_dim)
+        self.num_positions = num_positions
         self.hidden_dim = hidden_dim
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # GPT-2's own spread: positions change a token's embedding, they do not drown it.
         initializer = keras.initializers.RandomNormal(stddev=0.01)
-        shape = (self.context_length, self.hidden_dim)
+        shape = (self.num_positions, self.hidden_dim)
         self.embeddings = self.add_weight(shape, initializer, name="embeddings")
 
     def call(
@@ -56,7 +56,7 @@ class LearnedPositions(keras.layers.Layer):
         segments = number_segments(segment_ids, mask)
         positions, _ = positions_of(token_ids, offset, mask, segments)
         embeddings = ops.cast(self.embeddings, self.compute_dtype)
-        return ops.take(embeddings, ops.clip(positions, 0, self.context_length - 1), axis=0)
+        return ops.take(embeddings, ops.clip(positions, 0, self.num_positions - 1), axis=0)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (None, input_shape[1], self.hidden_dim)
@@ -64,6 +64,6 @@ class LearnedPositions(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "context_length": self.context_length,
+            "num_positions": self.num_positions,
             "hidden_dim": self.hidden_dim,
         }

@@ -47,8 +47,8 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "CausalSelfAttention": (
-        {"num_heads": 3, "context_length": 9},
-        {"num_heads": 2, "context_length": 4, **COMMON},
+        {"num_heads": 3, "window_length": 9},
+        {"num_heads": 2, "window_length": 4, **COMMON},
     ),
 }
 CASES = [(name, argument) for name, (_, others) in ROWS.items() for argument in others]

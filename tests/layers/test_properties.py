@@ -21,7 +21,7 @@ FACTORIES: dict[str, Callable[..., keras.layers.Layer]] = {
         3, value_dim=2, decay="gated", half_lives=(0.5, 4.0), **k
     ),
     "gla": lambda **k: layers.GatedLinearAttention(2, gate_rank=2, chunk_size=4, **k),
-    "softmax": lambda **k: layers.CausalSelfAttention(3, context_length=4, **k),
+    "softmax": lambda **k: layers.CausalSelfAttention(3, window_length=4, **k),
 }
 BUILT: dict[tuple[str, str], Any] = {}
 

@@ -21,7 +21,7 @@ FACTORIES = {
         HEADS, value_dim=VALUE_DIM, use_query=True, decay="gated", half_lives=(0.5, 4.0), **k
     ),
     "gla": lambda **k: GatedLinearAttention(HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, **k),
-    "softmax": lambda **k: CausalSelfAttention(HEADS, context_length=4, **k),
+    "softmax": lambda **k: CausalSelfAttention(HEADS, window_length=4, **k),
 }
 LAYERS = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
 # Segments of 1 position, longer than a chunk, and several in one.

@@ -42,8 +42,8 @@ FACTORIES = {
     "gla without decay": lambda **k: GatedLinearAttention(
         HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, gate=None, **k
     ),
-    "softmax": lambda **k: CausalSelfAttention(HEADS, context_length=20, **k),
-    "softmax in a window": lambda **k: CausalSelfAttention(HEADS, context_length=5, **k),
+    "softmax": lambda **k: CausalSelfAttention(HEADS, window_length=20, **k),
+    "softmax in a window": lambda **k: CausalSelfAttention(HEADS, window_length=5, **k),
 }
 LAYERS = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES.keys())
 SPLITS = [(TIME,), (1,) * TIME, (5, 8), (1, 4, 7, 1)]

@@ -14,7 +14,7 @@ LAYERS = pytest.mark.parametrize(
     [
         lambda **k: Attention2(HEADS, context_length=9, **k),
         lambda **k: GatedLinearAttention(HEADS, **k),
-        lambda **k: CausalSelfAttention(HEADS, context_length=5, **k),
+        lambda **k: CausalSelfAttention(HEADS, window_length=5, **k),
     ],
     ids=["attention2", "gla", "softmax"],
 )

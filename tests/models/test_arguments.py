@@ -49,6 +49,7 @@ def fit(inputs: Any, labels: Any = None, carried_batch_size: int | None = None) 
 
 SIZES = ("vocabulary_size", "num_layers", "hidden_dim", "num_heads", "context_length")
 BAD = [(name, value) for name in SIZES for value in (0, -1, 2.5, "3", None, True)]
+BAD += [("window_length", value) for value in (0, -1, 2.5, "3", True)]
 BAD += [("dropout", value) for value in (-0.1, 1, 1.5, "a", None, float("nan"))]
 BAD += [("mixers", value) for value in (None, 3, "rnn", ["gla"] * 2, [None] * 3, [["gla"]] * 3, [])]
 BAD += [("feed_forward", value) for value in (None, "mlp", ["swiglu"], 3)]
@@ -65,6 +66,31 @@ def test_an_argument_of_the_backbone(name: str, value: Any) -> None:
 def test_a_context_of_no_position_is_refused_also_where_no_block_needs_it() -> None:
     with pytest.raises(ValueError, match="`context_length` of ElitaBackbone.*received 0"):
         make_backbone(mixers="gla", context_length=0)
+
+
+@pytest.mark.parametrize(("misspelt", "meant"), [("num_layer", "num_layers"), ("nam", "name")])
+def test_a_misspelt_argument_of_the_backbone(misspelt: str, meant: str) -> None:
+    message = f"ElitaBackbone has no argument `{misspelt}`.*did you mean `{meant}`"
+    with pytest.raises(ValueError, match=message):
+        make_backbone(**{misspelt: 7})
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("rematerialise", "rematerialize"), ("compiled", "compile")]
+)
+def test_a_misspelt_argument_of_the_model(
+    backbone: ElitaBackbone, misspelt: str, meant: str
+) -> None:
+    message = f"ElitaCausalLM has no argument `{misspelt}`.*did you mean `{meant}`"
+    with pytest.raises(ValueError, match=message):
+        ElitaCausalLM(backbone, **{misspelt: True})
+
+
+def test_the_arguments_of_keras_are_taken() -> None:
+    backbone = make_backbone(name="a", trainable=False, dtype="bfloat16")
+    model = ElitaCausalLM(backbone, name="b", trainable=False, compile=False)
+    assert (backbone.name, model.name, model.compiled) == ("a", "b", False)
+    assert not backbone.trainable_variables and not model.trainable_variables
 
 
 @pytest.mark.parametrize(

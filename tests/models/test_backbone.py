@@ -91,7 +91,7 @@ def test_blocks_start_as_the_identity(mixer: str, feed_forward: str) -> None:
 
 def test_mixers_are_one_per_block() -> None:
     backbone = ElitaBackbone(**{**ARGUMENTS, "num_layers": 3}, mixers=["gla", "softmax", "gla"])
-    kinds = [type(block["mixer"]) for block in backbone.blocks]
+    kinds = [type(block.mixer.layer) for block in backbone.blocks]
     assert kinds == [
         layers.GatedLinearAttention,
         layers.CausalSelfAttention,
@@ -101,7 +101,7 @@ def test_mixers_are_one_per_block() -> None:
 
 def test_mixers_are_a_pattern_that_repeats() -> None:
     backbone = ElitaBackbone(**{**ARGUMENTS, "num_layers": 4}, mixers=["gla", "softmax"])
-    names = [block["mixer"].name for block in backbone.blocks]
+    names = [block.mixer.layer.name for block in backbone.blocks]
     assert names == ["block_0_gla", "block_1_softmax", "block_2_gla", "block_3_softmax"]
     assert backbone.get_config()["mixers"] == ["gla", "softmax"]
 
@@ -116,10 +116,10 @@ def test_options_reach_their_layers_and_are_saved(tmp_path: Path) -> None:
     )
     backbone.save(tmp_path / "backbone.keras")
     for each in (backbone, keras.models.load_model(tmp_path / "backbone.keras")):
-        gated, gla = (block["mixer"] for block in each.blocks)
+        gated, gla = (block.mixer.layer for block in each.blocks)
         assert (gated.half_lives, gated.num_heads, gated.context_length) == ((2, 9), 3, None)
         assert (gla.num_heads, gla.gate) == (2, "fixed")
-        assert all(block["feed_forward"].rank == 2 for block in each.blocks)
+        assert all(block.feed_forward.layer.rank == 2 for block in each.blocks)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,27 @@ def test_options_reach_their_layers_and_are_saved(tmp_path: Path) -> None:
 def test_options_that_are_none_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ElitaBackbone(**ARGUMENTS, mixers="gla", **options)
+
+
+def test_softmax_blocks_have_a_window_of_their_own(tmp_path: Path) -> None:
+    mixers = {"mixers": ["attention2", "softmax"], "learned_positions": True}
+    same = ElitaBackbone(**ARGUMENTS, **mixers)
+    other = ElitaBackbone(**ARGUMENTS, **mixers, window_length=4)
+    other.save(tmp_path / "backbone.keras")
+    loaded = keras.models.load_model(tmp_path / "backbone.keras")
+    for backbone, window in ((same, 7), (other, 4), (loaded, 4)):
+        attention2, softmax = (block.mixer.layer for block in backbone.blocks)
+        assert (attention2.context_length, softmax.window_length) == (7, window)
+        assert backbone.position_embedding.num_positions == 7
+        assert backbone.get_initial_state(2)["block_1_softmax_key"].shape[1] == window
+    ids = token_ids()
+    changed = ids.copy()
+    changed[:, 2] = (changed[:, 2] + 1) % VOCABULARY
+    only_softmax = {**ARGUMENTS, "num_layers": 1, "mixers": "softmax", "window_length": 4}
+    call = jitted(randomized(ElitaBackbone(**only_softmax)))
+    difference = np.array(call({"token_ids": ids})) - np.array(call({"token_ids": changed}))
+    reached = np.abs(difference).max(axis=(0, 2)) > 0
+    assert reached.tolist() == [2 <= t < 6 for t in range(TIME)]
 
 
 EFFECTS = {
@@ -163,6 +184,91 @@ def test_every_argument_has_an_effect(argument: str) -> None:
     assert len(one) != len(other) or any(
         a.shape != b.shape or not np.array_equal(a, b) for a, b in zip(one, other, strict=True)
     )
+
+
+def test_symbolic_inputs_may_lack_the_optional_ones() -> None:
+    backbone = randomized(ElitaBackbone(**ARGUMENTS, mixers="gla"))
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
+    pooled = keras.layers.GlobalAveragePooling1D()(backbone({"token_ids": ids}))
+    classifier = keras.Model(ids, keras.layers.Dense(3)(pooled))
+    expected = np.array(jitted(backbone)({"token_ids": token_ids()})).mean(axis=1)
+    kernel, bias = classifier.layers[-1].get_weights()
+    received = np.array(jitted(classifier)(token_ids()))
+    np.testing.assert_allclose(received, expected @ kernel + bias, atol=1e-5)
+    spec = backbone.compute_output_spec({"token_ids": keras.Input((5,), 2, dtype="int32")})
+    assert spec.shape == (2, 5, 12)
+    assert backbone.compute_output_shape({"token_ids": (2, 5)}) == (2, 5, 12)
+    # A part of the backbone, as Keras makes it of any functional model.
+    part = keras.Model(backbone.input, backbone.get_layer("block_0_gla").output)
+    inputs = {"token_ids": token_ids(), "padding_mask": None, "segment_ids": None}
+    assert part(inputs).shape == (2, TIME, 12)
+
+
+CUT = {
+    "token_embedding/embeddings": ("model", None),
+    "token_embedding/reverse_embeddings": (None, "model"),
+    "block_0_attention2_gated/value/kernel": (None, "model", None),
+    "block_0_attention2_gated/logits/kernel": (None, "model", None),
+    "block_0_attention2_gated/decay/kernel": (None, "model"),
+    "block_0_attention2_gated/output/kernel": ("model", None, None),
+    "block_1_gla/query/kernel": (None, "model", None),
+    "block_1_gla/key/kernel": (None, "model", None),
+    "block_1_gla/value/kernel": (None, "model", None),
+    "block_1_gla/gate_up/kernel": (None, "model", None),
+    "block_1_gla/output_gate/kernel": (None, "model", None),
+    "block_1_gla/output/kernel": ("model", None, None),
+    "block_2_softmax/query/kernel": (None, "model", None),
+    "block_2_softmax/key/kernel": (None, "model", None),
+    "block_2_softmax/value/kernel": (None, "model", None),
+    "block_2_softmax/output/kernel": ("model", None, None),
+    "block_0_feed_forward2/first/kernel": (None, "model"),
+    "block_0_feed_forward2/first/bias": ("model",),
+    "block_0_feed_forward2/kernel": ("model", None, None),
+    "block_0_swiglu/gate/kernel": (None, "model"),
+    "block_0_swiglu/value/kernel": (None, "model"),
+    "block_0_swiglu/output/kernel": ("model", None),
+}
+
+
+@pytest.mark.parametrize("names", [("batch", "model"), ("data", "tensor")], ids=str)
+@pytest.mark.parametrize("feed_forward", ["feed_forward2", "swiglu"])
+def test_the_layout_map_cuts_heads_features_and_the_vocabulary(
+    feed_forward: str, names: tuple[str, str]
+) -> None:
+    mixers = ["attention2_gated", "gla", "softmax"]
+    arguments = {**ARGUMENTS, "num_layers": 3, "mixers": mixers, "feed_forward": feed_forward}
+    backbone = ElitaBackbone(**arguments, tie_embeddings=False)
+    mesh = keras.distribution.DeviceMesh((1, 2), names, ["cpu:0", "cpu:1"])
+    layouts = backbone.get_layout_map(
+        mesh, data_parallel_dim_name=names[0], model_parallel_dim_name=names[1]
+    )
+    found = {}
+    for variable in backbone.variables:
+        layout = layouts[variable.path]
+        if layout is not None:
+            assert len(layout.axes) == len(variable.shape), variable.path
+            found[variable.path] = layout.axes
+    own = {path: axes for path, axes in CUT.items() if path in {v.path for v in backbone.variables}}
+    expected = {path: tuple(axis and names[1] for axis in axes) for path, axes in own.items()}
+    for block in (1, 2):  # its feed-forward is that of the first block
+        for path, axes in list(expected.items()):
+            if path.startswith(f"block_0_{feed_forward}/"):
+                expected[path.replace("block_0", f"block_{block}")] = axes
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("mesh", "names", "message"),
+    [
+        (3, {}, "expected a keras.distribution.DeviceMesh, received 3"),
+        (None, {"model_parallel_dim_name": "tensor"}, r"an axis 'tensor'.*\['batch', 'model'\]"),
+        (None, {"data_parallel_dim_name": "data"}, "an axis 'data'"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(mesh: Any, names: dict, message: str) -> None:
+    made = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], ["cpu:0", "cpu:1"])
+    with pytest.raises(ValueError, match=message):
+        ElitaBackbone.get_layout_map(mesh or made, **names)
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -208,6 +314,6 @@ def test_mixed_precision_keeps_states_in_float32() -> None:
     hidden = jitted(backbone)({"token_ids": token_ids()})
     assert keras.backend.standardize_dtype(hidden.dtype) == "bfloat16"
     for block in backbone.blocks:
-        state = block["mixer"].get_initial_state(2)
+        state = block.mixer.layer.get_initial_state(2)
         dtypes = {keras.backend.standardize_dtype(leaf.dtype) for leaf in state.values()}
         assert dtypes <= {"float32", "int32"}

@@ -55,6 +55,23 @@ def test_loss_equals_that_of_the_logits(tie_embeddings: bool, weighted: bool) ->
     assert materialised == pytest.approx(expected, abs=1e-5)
 
 
+def test_compiling_again_forgets_the_loss_and_the_metrics() -> None:
+    model = randomized(small_model(), scale=0.2)
+    x, y, _ = windows()
+    expected = model.evaluate(x, y, verbose=0)
+    model.compile(loss=materialised_loss(), weighted_metrics=["accuracy"], jit_compile=False)
+    model.evaluate(x, y, verbose=0)
+    model.compile(loss=lambda y, logits: 7.0 + 0 * logits[..., 0], jit_compile=helpers.QUICKEST)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(7.0)
+    model.compile(jit_compile=helpers.QUICKEST)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, abs=1e-6)
+
+
+def test_loss_weights_need_a_loss() -> None:
+    with pytest.raises(ValueError, match=r"`loss_weights`.*received \[2.0\]"):
+        small_model().compile(loss_weights=[2.0])
+
+
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_one_step_trains_as_with_the_logits(tie_embeddings: bool) -> None:
     x, y, weights = windows()
@@ -139,7 +156,7 @@ def test_regularization_joins_the_loss() -> None:
     x, y, _ = windows()
     model = randomized(small_model(), scale=0.2)
     plain = model.evaluate(x, y, verbose=0)
-    kernel = model.backbone.blocks[0]["mixer"].output_projection
+    kernel = model.backbone.blocks[0].mixer.layer.output_projection
     kernel.kernel.regularizer = keras.regularizers.L2(0.5)
     penalty = 0.5 * float(np.sum(np.square(np.array(kernel.kernel))))
     model.compile(jit_compile=helpers.QUICKEST)

@@ -1,6 +1,5 @@
 """segment_ids of the backbone and the language model: packed documents are separate texts."""
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM
+from elita_tf.models.blocks import run_rematerialized
 from tests import helpers
 from tests.helpers import LAYER_BOUND, jitted, randomized
 
@@ -50,10 +50,7 @@ def separate(backbone: ElitaBackbone) -> np.ndarray:
 
 def test_packed_documents_are_separate_texts(backbone: ElitaBackbone, separate: np.ndarray) -> None:
     def rematerialized(inputs: dict[str, np.ndarray]) -> Any:
-        def wrap(branch: Callable, layers: Any) -> Callable:
-            return lambda x, options: keras.remat(lambda x: branch(x, options))(x)
-
-        return backbone.call_wrapped(inputs, wrap)
+        return backbone.call_with_runner(inputs, run_rematerialized)
 
     received = helpers.leaves([jitted(x)(INPUTS) for x in (backbone, rematerialized)])
     helpers.assert_close(received, [separate, separate], LAYER_BOUND)

@@ -139,8 +139,8 @@ def test_a_recipe_replaces_what_the_architecture_says(tiny_recipe):
     overrides += ["mixer_options.gla.gate=none", "feed_forward_options.inner_dim=24"]
     backbone = build_model(load_recipe(str(tiny_recipe), overrides), 40).backbone
     block = backbone.blocks[0]
-    assert isinstance(block["mixer"], GatedLinearAttention) and block["mixer"].gate is None
-    assert block["feed_forward"].inner_dim == 24
+    assert isinstance(block.mixer.layer, GatedLinearAttention) and block.mixer.layer.gate is None
+    assert block.feed_forward.layer.inner_dim == 24
     with pytest.raises(ValueError, match="GatedLinearAttention: expected some of .*received rank"):
         build_model(load_recipe(str(tiny_recipe), [*overrides, "mixer_options.gla.rank=2"]), 40)
 

@@ -92,7 +92,8 @@ def test_mixed_precision_keeps_its_float32_islands() -> None:
 def test_blocks_of_a_kind_share_a_program_and_others_do_not() -> None:
     model, _ = trained("blocks", INPUTS)
     # Two mixers, the feed-forward, the last norm and the loss: each traced once, for both blocks.
-    programs = model._programs._programs.values()
+    shared = model._shared_compilation
+    programs = [*shared._programs.values(), shared._cross_entropy]
     assert [p.experimental_get_tracing_count() for p in programs] == [1] * 5
 
 
@@ -101,9 +102,9 @@ def test_frozen_and_adapted_layers_are_of_another_kind() -> None:
     def after(jit_compile: bool | str) -> list[np.ndarray]:
         model = make_model(["gla"] * 2)
         blocks = model.backbone.blocks
-        blocks[0]["feed_forward"].trainable = False
-        blocks[1]["mixer"].query_projection.enable_lora(2)
-        adapter = blocks[1]["mixer"].query_projection.lora_kernel_b
+        blocks[0].feed_forward.layer.trainable = False
+        blocks[1].mixer.layer.query_projection.enable_lora(2)
+        adapter = blocks[1].mixer.layer.query_projection.lora_kernel_b
         adapter.assign(np.ones(adapter.shape))
         model.compile(keras.optimizers.SGD(0.1), jit_compile=jit_compile)
         model.train_on_batch(INPUTS, LABELS, WEIGHTS)
@@ -116,13 +117,15 @@ def test_frozen_and_adapted_layers_are_of_another_kind() -> None:
 @pytest.mark.parametrize(("num_layers", "by_blocks"), [(4, False), (5, True)])
 def test_auto_takes_them_for_more_than_four_blocks(num_layers: int, by_blocks: bool) -> None:
     model = make_model(["softmax"] * num_layers)
-    assert (model._programs is not None) is by_blocks and model.jit_compile is not by_blocks
+    assert (
+        model._shared_compilation is not None
+    ) is by_blocks and model.jit_compile is not by_blocks
     model.compile(weighted_metrics=["accuracy"])
-    assert model._programs is None and model.jit_compile is True
+    assert model._shared_compilation is None and model.jit_compile is True
     model.compile(jit_compile=False)
-    assert model._programs is None and model.jit_compile is False
+    assert model._shared_compilation is None and model.jit_compile is False
     model.compile(run_eagerly=True)
-    assert model._programs is None and model.jit_compile is False
+    assert model._shared_compilation is None and model.jit_compile is False
 
 
 @pytest.mark.usefixtures("without_xla")
@@ -131,7 +134,9 @@ def test_the_choice_is_saved(tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     reloaded = keras.models.load_model(tmp_path / "model.keras")
     received, expected = (m.train_on_batch(INPUTS, LABELS, WEIGHTS) for m in (reloaded, model))
-    assert reloaded._programs is not None and received == pytest.approx(expected, rel=1e-6)
+    assert reloaded._shared_compilation is not None and received == pytest.approx(
+        expected, rel=1e-6
+    )
     assert reloaded.get_compile_config()["jit_compile"] == "blocks"
 
 

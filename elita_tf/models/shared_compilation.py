@@ -1,0 +1,103 @@
+"""One XLA program for all blocks of a kind (TensorFlow only).
+
+In a training step that is one XLA program, every block is compiled by itself, although the blocks
+are alike, and each takes XLA seconds. Here a block's weights are arguments of its program, so that
+all blocks of a kind share the program: deep models start as fast as shallow ones.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from elita_tf.models.blocks import run_directly
+from elita_tf.ops import linear_cross_entropy
+
+
+class SharedCompilation:
+    """A runner (see `elita_tf.models.blocks`) that compiles once for all layers of a kind.
+
+    Layers are of a kind if their classes, their configurations but for the name, and the shapes,
+    dtypes and trainability of their variables are the same.
+
+    Args:
+        rematerialize: keep only the inputs of a program for its gradient, which computes the
+            inside again.
+    """
+
+    def __init__(self, rematerialize: bool = False) -> None:
+        self._rematerialize = rematerialize
+        self._programs: dict[tuple, Callable] = {}
+        self._cross_entropy = tf.function(linear_cross_entropy, autograph=False, jit_compile=True)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether TensorFlow traces the present call, as it does in a compiled training step."""
+        return tf.inside_function()
+
+    def run(self, layers: Sequence[keras.layers.Layer], x: Any, **tensors: Any) -> Any:
+        """`x` through the layers, in the program of their kind.
+
+        Raises:
+            ValueError: a layer assigns to one of its variables when it is called. The assignment
+                would be lost.
+        """
+        kind = tuple(_kind(layer) for layer in layers)
+        if kind not in self._programs:
+            run = self._with_weights(layers)
+            self._programs[kind] = tf.function(run, autograph=False, jit_compile=True)
+        weights = [tf.convert_to_tensor(variable) for variable in _variables(layers)]
+        return self._programs[kind](weights, x, tensors)
+
+    def linear_cross_entropy(self, hidden: Any, kernel: Any, labels: Any, weights: Any) -> Any:
+        """The loss as a program of its own; `weights` are those of the labels, or None."""
+        tensors = (hidden, kernel, labels, weights)
+        return self._cross_entropy(
+            *(tf.convert_to_tensor(x) if isinstance(x, keras.Variable) else x for x in tensors)
+        )
+
+    def _with_weights(self, layers: Sequence[keras.layers.Layer]) -> Callable:
+        """A function of weights and tensors: what layers of this kind compute with such weights."""
+        variables = _variables(layers)
+
+        def run(weights: list[Any], x: Any, tensors: dict[str, Any]) -> Any:
+            # The weights are arguments of it, as rematerialisation passes gradients to arguments.
+            def inside(x: Any, *weights: Any) -> Any:
+                # A gradient of a frozen weight would be computed, as an output of the program.
+                values = [
+                    weight if variable.trainable else ops.stop_gradient(weight)
+                    for variable, weight in zip(variables, weights, strict=True)
+                ]
+                with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+                    given = [scope.get_current_value(variable) for variable in variables]
+                    outputs = run_directly(layers, x, **tensors)
+                    for variable, value in zip(variables, given, strict=True):
+                        _require_constant(variable, value, scope)
+                return outputs
+
+            return (keras.remat(inside) if self._rematerialize else inside)(x, *weights)
+
+        return run
+
+
+def _variables(layers: Sequence[keras.layers.Layer]) -> list[keras.Variable]:
+    return [variable for layer in layers for variable in layer.variables]
+
+
+def _kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
+    """What layers have in common that compute the same function of inputs and weights."""
+    config = {key: value for key, value in layer.get_config().items() if key != "name"}
+    weights = ((tuple(v.shape), str(v.dtype), v.trainable) for v in layer.variables)
+    return type(layer), json.dumps(config, sort_keys=True, default=str), *weights
+
+
+def _require_constant(variable: keras.Variable, value: Any, scope: keras.StatelessScope) -> None:
+    if scope.get_current_value(variable) is not value:
+        raise ValueError(
+            f"A layer assigns to its variable {variable.path!r} when it is called, and "
+            "jit_compile='blocks' would lose that: its programs share the code of all blocks of a "
+            "kind. Pass jit_compile=True or False."
+        )

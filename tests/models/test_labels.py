@@ -1,0 +1,124 @@
+"""What counts in the loss, and ids outside of the vocabulary: never a wrong number in silence."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from elita_tf.models import ElitaBackbone, ElitaCausalLM
+from tests import helpers
+from tests.helpers import jitted, randomized
+
+VOCABULARY, BATCH, TIME = 23, 3, 7
+IDS, LABELS = np.random.default_rng(0).integers(0, VOCABULARY, (2, BATCH, TIME)).astype("int32")
+MASK = np.arange(TIME) < np.array([[TIME], [2], [5]])
+RNG_WEIGHTS = np.random.default_rng(1).random((BATCH, TIME)).astype("float32")
+
+
+def make_model(**compiled: Any) -> ElitaCausalLM:
+    keras.utils.set_random_seed(3)
+    backbone = ElitaBackbone(VOCABULARY, num_layers=1, hidden_dim=8, num_heads=2, mixers="gla")
+    model = ElitaCausalLM(randomized(backbone, scale=0.4))
+    model.compile(keras.optimizers.SGD(0.5), **{"jit_compile": helpers.QUICKEST, **compiled})
+    return model
+
+
+def trained(labels: Any, weights: Any = None, x: Any = None, **compiled: Any) -> Any:
+    """The loss of one step, and the weights after it."""
+    model = make_model(**compiled)
+    loss = model.train_on_batch(x or {"token_ids": IDS}, labels, weights)
+    return float(loss), model.get_weights()
+
+
+def assert_same(received: Any, expected: Any) -> None:
+    assert received[0] == pytest.approx(expected[0], abs=1e-6)
+    for one, other in zip(received[1], expected[1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit_compile", [True, "blocks", helpers.QUICKEST], ids=str)
+@pytest.mark.parametrize("ignored", [-1, -100])
+def test_negative_labels_are_left_out(ignored: int, jit_compile: bool | str) -> None:
+    if jit_compile == "blocks" and helpers.BACKEND != "tensorflow":
+        pytest.skip("shared compilation is TensorFlow's")
+    labels, compiled = np.where(MASK, LABELS, ignored), {"jit_compile": jit_compile}
+    expected = trained(LABELS, MASK.astype("float32"), **compiled)
+    assert_same(trained(labels, **compiled), expected)
+    expected = trained(LABELS, MASK * RNG_WEIGHTS, **compiled)
+    assert_same(trained(labels, RNG_WEIGHTS, **compiled), expected)
+
+
+def test_negative_labels_have_no_loss_of_their_own() -> None:
+    model = make_model()
+    losses = np.array(jitted(model.token_losses)(IDS, np.where(MASK, LABELS, -100)))
+    whole = np.array(jitted(model.token_losses)(IDS, LABELS))
+    np.testing.assert_allclose(losses, whole * MASK, atol=1e-6)
+    assert whole.min() > 0
+
+
+def test_labels_at_padding_are_left_out_unless_there_are_weights() -> None:
+    x, ones = {"token_ids": IDS, "padding_mask": MASK}, np.ones((BATCH, TIME), "float32")
+    masked = trained(LABELS, MASK.astype("float32"), x)
+    assert_same(trained(LABELS, None, x), masked)
+    assert abs(trained(LABELS, ones, x)[0] - masked[0]) > 1e-3
+
+
+def test_the_weight_of_a_row_is_that_of_its_tokens() -> None:
+    row = np.array([0.5, 2.0, 0.0], "float32")
+    expected = trained(LABELS, np.repeat(row[:, None], TIME, axis=1))
+    assert_same(trained(LABELS, row), expected)
+    assert_same(trained(LABELS, row[:, None]), expected)
+    # As many columns as rows, so that the weights could be taken for the columns'.
+    square = make_model().train_on_batch({"token_ids": IDS[:, :BATCH]}, LABELS[:, :BATCH], row)
+    weights = np.repeat(row[:, None], BATCH, axis=1)
+    again = make_model().train_on_batch({"token_ids": IDS[:, :BATCH]}, LABELS[:, :BATCH], weights)
+    assert float(square) == pytest.approx(float(again), abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [VOCABULARY, 10**6])
+def test_a_label_beyond_the_vocabulary(wrong: int) -> None:
+    labels = LABELS.copy()
+    labels[1, 3] = wrong
+    message = rf"`labels` of .*below the `vocabulary_size` of {VOCABULARY}, received {wrong}"
+    for call in (
+        lambda: make_model().token_losses(IDS, labels),
+        lambda: make_model().score(IDS, scoring_mode="loss", target_ids=labels),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    if helpers.BACKEND == "tensorflow":
+        with pytest.raises(ValueError, match=message):
+            trained(labels, jit_compile=False, run_eagerly=True)
+    before = make_model().get_weights()
+    loss, after = trained(labels, jit_compile=True)
+    assert np.isnan(loss)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("wrong", [-1, VOCABULARY])
+def test_a_token_id_outside_of_the_vocabulary(wrong: int) -> None:
+    model, ids = make_model(), IDS.copy()
+    ids[2, 1] = wrong
+    state = model.backbone.get_initial_state(BATCH)
+    prompts = {"token_ids": ids, "padding_mask": np.ones_like(MASK)}
+    for call in (
+        lambda: model({"token_ids": ids}),
+        lambda: model.backbone({"token_ids": ids}),
+        lambda: model.token_losses(ids, LABELS),
+        lambda: model.score(ids),
+        lambda: model.prefill(ids),
+        lambda: model.step(ids[:, 1], state),
+        lambda: model.generate(prompts, stop_token_ids=None),
+    ):
+        with pytest.raises(ValueError, match=rf"`token_ids` of .*received {wrong}\."):
+            call()
+
+
+def test_inputs_of_other_names_are_refused() -> None:
+    model = make_model()
+    x = {"token_ids": IDS, "attention_mask": MASK}
+    for call in (model, model.backbone, lambda x: model.train_on_batch(x, LABELS)):
+        with pytest.raises(ValueError, match="received also attention_mask"):
+            call(x)
