@@ -7,8 +7,7 @@ from typing import Any
 import keras
 import keras_hub
 
-from elita_tf.layers.arguments import positions_of, require_state
-from elita_tf.layers.segments import LEAF, follow_segments
+from elita_tf.layers.segments import SEGMENT_ID, follow_segments, positions_of, require_state
 from elita_tf.models import blocks, padding
 from elita_tf.models.learned_positions import LearnedPositions
 from elita_tf.models.presets import PackagedPresets
@@ -215,7 +214,7 @@ class ElitaBackbone(PackagedPresets, padding.OptionalInputs, keras_hub.models.Ba
             own = {k.removeprefix(prefix): v for k, v in own_state.items() if k.startswith(prefix)}
             outputs, own = mixer.call_with_state(x, own, **options)
             # The segment of all is one.
-            new_state.update({prefix + leaf: own[leaf] for leaf in own if leaf != LEAF})
+            new_state.update({prefix + leaf: own[leaf] for leaf in own if leaf != SEGMENT_ID})
             return outputs
 
         embedded = self._embed(token_ids, offset=offset, **options)
