@@ -76,6 +76,7 @@ PUBLIC = {
         "FeedForward2",
         "GatedFeedForward",
         "GatedLinearAttention",
+        "SequenceMixer",
         "Streaming",
     },
     "elita_tf.models": {

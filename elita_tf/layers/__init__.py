@@ -5,6 +5,7 @@ from elita_tf.layers.causal_self_attention import CausalSelfAttention
 from elita_tf.layers.feed_forward2 import FeedForward2
 from elita_tf.layers.gated_feed_forward import GatedFeedForward
 from elita_tf.layers.gated_linear_attention import GatedLinearAttention
+from elita_tf.layers.mixer import SequenceMixer
 from elita_tf.layers.streaming import Streaming
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "FeedForward2",
     "GatedFeedForward",
     "GatedLinearAttention",
+    "SequenceMixer",
     "Streaming",
 ]

@@ -5,32 +5,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import (
-    input_width,
-    one_position,
-    positions_of,
-    require_batch_size,
-    require_built,
-    require_call,
-    require_flag,
-    require_sizes,
-    require_state,
-    split_heads,
-)
+from elita_tf.layers.arguments import require_flag, require_sizes, split_heads
 from elita_tf.layers.decay import half_life_bias, require_half_lives, spread_half_lives
+from elita_tf.layers.mixer import POSITION, SequenceMixer
 from elita_tf.layers.projection import projection
-from elita_tf.layers.segments import follow_segments, mask_of
-from elita_tf.ops import (
-    Attention2State,
-    attention2,
-    attention2_empty_state,
-    attention2_step,
-)
+from elita_tf.ops import Attention2State, attention2, attention2_step
 from elita_tf.ops.arguments import require_positive
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class Attention2(keras.layers.Layer):
+class Attention2(SequenceMixer):
     """Causal attention with scalar logits, linear in time (ELiTA), with or without a forget gate.
 
     Per head, with i the absolute position, n the `context_length`, and m = 1, 2:
@@ -84,8 +68,8 @@ class Attention2(keras.layers.Layer):
 
     Raises:
         ValueError: a size below 1, a width that `num_heads` does not divide, neither a
-            `context_length` nor a `decay`, half-lives that are no two positive numbers, or a shape
-            of inputs, mask, segments or state that does not fit.
+            `context_length` nor a `decay`, half-lives that are not two positive numbers, an
+            unknown argument, or a shape of inputs, mask, segments or state that does not fit.
 
     Example:
 
@@ -97,6 +81,9 @@ class Attention2(keras.layers.Layer):
 
     Source: the elita-transformer repository, equations of its README; the decay is this package's.
     """
+
+    masked_terms = {"key_logits": -float("inf"), "log_decay": 0.0}
+    initial_values = {"max_logit": -float("inf")}
 
     def __init__(
         self,
@@ -128,12 +115,10 @@ class Attention2(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.logit_initializer = keras.initializers.get(logit_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.supports_masking = True
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = self._hidden_dim = input_width("Attention2", input_shape)
+    def create_weights(self, inputs_shape: tuple[int | None, ...]) -> None:
         value_dim = self.value_dim or split_heads(
-            "Attention2", "value_dim", hidden_dim, self.num_heads
+            "Attention2", "value_dim", self.hidden_dim, self.num_heads
         )
         self._head_value_dim = value_dim
         self.value_projection = projection(
@@ -146,25 +131,27 @@ class Attention2(keras.layers.Layer):
             "logits",
             self.logit_initializer,
         )
-        self.output_projection = projection(self, "bthv,hvd->btd", (None, hidden_dim), "output")
-        self.value_projection.build(input_shape)
-        self.logit_projection.build(input_shape)
-        self.output_projection.build((*input_shape[:-1], self.num_heads, value_dim))
+        self.output_projection = projection(
+            self, "bthv,hvd->btd", (None, self.hidden_dim), "output"
+        )
+        self.value_projection.build(inputs_shape)
+        self.logit_projection.build(inputs_shape)
+        self.output_projection.build((*inputs_shape[:-1], self.num_heads, value_dim))
         if self.context_length is not None:
             sines = (2, self.num_heads, self.position_dim)
             self.frequency = self._logit_weight(sines, "frequency")
             self.phase = self._logit_weight(sines, "phase")
             self.readout = self._logit_weight(sines[1:], "readout")
         if self.decay is not None:
-            self._build_decay(input_shape)
+            self._create_decay(inputs_shape)
 
-    def _build_decay(self, input_shape: tuple[int | None, ...]) -> None:
+    def _create_decay(self, inputs_shape: tuple[int | None, ...]) -> None:
         bias = half_life_bias(spread_half_lives(self.half_lives, self.num_heads))
         # Not of the policy's dtype: of a long half-life, bfloat16 would keep two digits.
         self.decay_bias = self.add_weight(
             (self.num_heads,),
             keras.initializers.Constant(bias),
-            dtype=self._state_dtype,
+            dtype=self.state_dtype,
             autocast=False,
             name="decay_bias",
         )
@@ -173,34 +160,43 @@ class Attention2(keras.layers.Layer):
             self.decay_projection = projection(
                 self, "btd,dh->bth", (None, self.num_heads), "decay", keras.initializers.Zeros()
             )
-            self.decay_projection.build(input_shape)
+            self.decay_projection.build(inputs_shape)
 
     def _logit_weight(self, shape: tuple[int, ...], name: str) -> Any:
         # Not cast to the compute dtype: the phase of a far position needs all of float32.
         return self.add_weight(shape, self.logit_initializer.clone(), name=name, autocast=False)
 
-    def call(self, inputs: Any, mask: Any = None, segment_ids: Any = None) -> Any:
-        return self._advance(inputs, None, mask_of(inputs, mask), segment_ids)[0]
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of `elita_tf.ops.Attention2State`, and the position if there are sines."""
+        heads, value_dim = self.num_heads, self._head_value_dim
+        sums = Attention2State((heads,), (heads, value_dim), (heads,))._asdict()
+        return sums if self.context_length is None else {**sums, POSITION: ()}
 
-    def call_with_state(
-        self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
+    def make_terms(self, inputs: Any, positions: Any, mask: Any) -> dict[str, Any]:
+        logits = ops.cast(self.logit_projection(inputs), self.state_dtype)
+        key_logits, self_logits = logits[..., 0], logits[..., 1]
+        query_logits = logits[..., 2] if self.use_query else ops.zeros_like(key_logits)
+        if positions is not None:
+            key_position, query_position = self._position_logits(positions)
+            key_logits, query_logits = key_logits + key_position, query_logits + query_position
+        return {
+            "key_logits": key_logits,
+            "query_logits": query_logits,
+            "self_logits": self_logits,
+            "value": self.value_projection(inputs),
+            "log_decay": None if self.decay is None else self.log_decays(inputs),
+        }
+
+    def run_step(self, terms: dict[str, Any], state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        outputs, final = attention2_step(**terms, state=_sums(state))
+        return outputs, final._asdict()
+
+    def run_sequence(
+        self, terms: dict[str, Any], state: dict[str, Any] | None, segment_ids: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Continue from `state`: (outputs, new state); what `call` does, in pieces.
-
-        With `segment_ids`, the new state also holds the last one as `segment_id`.
-        """
-        require_built(self)
-        require_state(self, state, set(self._state_axes))
-        return self._advance(inputs, state, mask, segment_ids)
-
-    def get_initial_state(self, batch_size: int) -> dict[str, Any]:
-        """The empty state: max_logit, numerator, denominator; with sines the int32 position."""
-        require_batch_size(self, batch_size)
-        empty = attention2_empty_state(
-            batch_size, self.num_heads, self._head_value_dim, self._state_dtype
-        )
-        position = {"position": ops.zeros((batch_size,), "int32")}
-        return {**empty._asdict(), **(position if self.context_length else {})}
+        initial = state and _sums(state)
+        outputs, final = attention2(**terms, initial_state=initial, segment_ids=segment_ids)
+        return outputs, final._asdict()
 
     def position_bases(self, length: int) -> Any:
         """P(i, j) = c . (p_1,j + p_2,i) of every head: float array (heads, length, length).
@@ -216,42 +212,6 @@ class Attention2(keras.layers.Layer):
         key, query = self._position_logits(ops.arange(length, dtype="int32")[None, :])
         return ops.transpose(query[0])[:, :, None] + ops.transpose(key[0])[:, None, :]
 
-    @property
-    def _state_axes(self) -> dict[str, str]:
-        heads = f"batch {self.num_heads}"
-        axes = Attention2State(heads, f"{heads} {self._head_value_dim}", heads)._asdict()
-        return {**axes, "position": "batch"} if self.context_length else axes
-
-    @property
-    def _state_dtype(self) -> str:
-        return "float64" if self.compute_dtype == "float64" else "float32"
-
-    def _advance(
-        self, inputs: Any, state: dict[str, Any] | None, mask: Any, segment_ids: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes, segment_ids)
-        segments, state, kept = follow_segments(self, state, mask, segment_ids)
-        logits = ops.cast(self.logit_projection(inputs), self._state_dtype)
-        key_logits, self_logits = logits[..., 0], logits[..., 1]
-        query_logits = logits[..., 2] if self.use_query else ops.zeros_like(key_logits)
-        log_decay = None if self.decay is None else self.log_decays(inputs)
-        if self.context_length is not None:
-            offset = state and state["position"]
-            positions, kept["position"] = positions_of(inputs, offset, mask, segments)
-            key_position, query_position = self._position_logits(positions)
-            key_logits, query_logits = key_logits + key_position, query_logits + query_position
-        if mask is not None:
-            real = ops.cast(mask, "bool")[..., None]
-            key_logits = ops.where(real, key_logits, -float("inf"))
-            log_decay = log_decay if log_decay is None else ops.where(real, log_decay, 0.0)
-        terms = [key_logits, query_logits, self_logits, self.value_projection(inputs)]
-        initial = state and Attention2State(*(state[name] for name in Attention2State._fields))
-        if state is not None and inputs.shape[1] == 1:
-            outputs, final = one_position(attention2_step, terms, initial, log_decay=log_decay)
-        else:
-            outputs, final = attention2(*terms, initial, log_decay=log_decay, segment_ids=segments)
-        return self.output_projection(outputs), {**final._asdict(), **kept}
-
     def log_decays(self, inputs: Any) -> Any:
         """The log_decay of every position and head, (batch, time, heads), of such inputs.
 
@@ -264,28 +224,20 @@ class Attention2(keras.layers.Layer):
             raise ValueError(
                 f"`{self.name}` has no decays: its `decay` is None. Pass decay='gated', say."
             )
-        bias = ops.cast(self.decay_bias, self._state_dtype)
+        bias = ops.cast(self.decay_bias, self.state_dtype)
         if self.decay_projection is None:
             return ops.broadcast_to(-ops.softplus(bias), (*ops.shape(inputs)[:2], self.num_heads))
-        return -ops.softplus(ops.cast(self.decay_projection(inputs), self._state_dtype) + bias)
+        return -ops.softplus(ops.cast(self.decay_projection(inputs), self.state_dtype) + bias)
 
     def _position_logits(self, positions: Any) -> tuple[Any, Any]:
         """p_1 . c and p_2 . c, each (batch or 1, time, heads), for int32 (batch or 1, time)."""
         frequency, phase, readout = (
-            ops.cast(x, self._state_dtype) for x in (self.frequency, self.phase, self.readout)
+            ops.cast(x, self.state_dtype) for x in (self.frequency, self.phase, self.readout)
         )
-        fraction = ops.cast(positions, self._state_dtype) / self.context_length
+        fraction = ops.cast(positions, self.state_dtype) / self.context_length
         angles = fraction[..., None, None, None] * frequency + phase
         logits = ops.sum(ops.sin(angles) * readout, axis=-1)
         return logits[:, :, 0], logits[:, :, 1]
-
-    @property
-    def output_kernel(self) -> keras.Variable:
-        """The kernel that makes the outputs: what a residual block scales or sets to zero."""
-        return self.output_projection.kernel
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -314,3 +266,7 @@ def _require_decay(decay: Any, context_length: int | None) -> None:
             "Attention2 knows positions by the sines of a `context_length` or by a `decay`, and "
             "received None for both. Pass context_length=256, say, or decay='gated'."
         )
+
+
+def _sums(state: dict[str, Any]) -> Attention2State:
+    return Attention2State(*(state[name] for name in Attention2State._fields))

@@ -5,17 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import (
-    input_width,
-    positions_of,
-    require_batch_size,
-    require_built,
-    require_call,
-    require_state,
-    split_heads,
-)
+from elita_tf.layers.arguments import split_heads
+from elita_tf.layers.mixer import POSITION, SequenceMixer
 from elita_tf.layers.projection import projection
-from elita_tf.layers.segments import follow_segments, mask_of, number_segments
 from elita_tf.ops.arguments import require_positive
 from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.window_attention import real_last, take_rows, window_attention
@@ -25,7 +17,7 @@ _ROTARY_BASE = 10_000.0
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class CausalSelfAttention(keras.layers.Layer):
+class CausalSelfAttention(SequenceMixer):
     """Causal multi-head softmax attention with rotary positions (RoPE), over a sliding window.
 
         y_i = W_o sum_j softmax_j(rotate_i(q_i) . rotate_j(k_j) / sqrt(head_dim)) v_j,
@@ -51,8 +43,8 @@ class CausalSelfAttention(keras.layers.Layer):
         (batch, time, hidden).
 
     Raises:
-        ValueError: a size below 1, a width that `num_heads` does not divide, an odd head, or a
-            shape of inputs, mask, segments or state that does not fit.
+        ValueError: a size below 1, a width that `num_heads` does not divide, an odd head, an
+            unknown argument, or a shape of inputs, mask, segments or state that does not fit.
 
     Example:
 
@@ -79,10 +71,9 @@ class CausalSelfAttention(keras.layers.Layer):
         self.window_length = window_length
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.supports_masking = True
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = self._hidden_dim = input_width("CausalSelfAttention", input_shape)
+    def create_weights(self, inputs_shape: tuple[int | None, ...]) -> None:
+        hidden_dim = self.hidden_dim
         head_dim = split_heads("CausalSelfAttention", "num_heads", hidden_dim, self.num_heads)
         if head_dim % 2:
             raise ValueError(
@@ -97,86 +88,61 @@ class CausalSelfAttention(keras.layers.Layer):
         self.value_projection = projection(self, "btd,dhv->bthv", per_head, "value")
         self.output_projection = projection(self, "bthv,hvd->btd", (None, hidden_dim), "output")
         for layer in (self.query_projection, self.key_projection, self.value_projection):
-            layer.build(input_shape)
-        self.output_projection.build((*input_shape[:-1], self.num_heads, head_dim))
+            layer.build(inputs_shape)
+        self.output_projection.build((*inputs_shape[:-1], self.num_heads, head_dim))
 
-    def call(self, inputs: Any, mask: Any = None, segment_ids: Any = None) -> Any:
-        mask = mask_of(inputs, mask)
-        require_call(self, self._hidden_dim, inputs, mask, None, {}, segment_ids)
-        segments = number_segments(segment_ids, mask)
-        query, key, value, positions, _ = self._project(inputs, None, mask, segments)
-        real = None if mask is None else ops.cast(mask, "bool")
-        return self._attend(query, key, value, positions, real)
+    @property
+    def state_dtype(self) -> str:
+        """That of the layer: keys and values are kept as they were computed."""
+        return self.compute_dtype
 
-    def call_with_state(
-        self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The newest keys and values, (window_length, heads, head_dim), and the position."""
+        kept = (self.window_length, self.num_heads, self._head_dim)
+        return {"key": kept, "value": kept, POSITION: ()}
+
+    def make_terms(self, inputs: Any, positions: Any, mask: Any) -> dict[str, Any]:
+        query = _rotate(self.query_projection(inputs), positions)
+        return {
+            # Scaled here, as Keras rounds a scale to float32 also for float64.
+            "query": query * self._head_dim**-0.5,
+            "key": _rotate(self.key_projection(inputs), positions),
+            "value": self.value_projection(inputs),
+            "positions": positions,
+            "mask": mask,
+        }
+
+    def run_sequence(
+        self, terms: dict[str, Any], state: dict[str, Any] | None, segment_ids: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Continue from `state`: (outputs, new state); what `call` does, in pieces.
+        # A position is the number of real ones before it in its segment, the state's included.
+        seen = ops.minimum(terms["positions"] + 1, self.window_length)
+        query, key, value, real = (terms[name] for name in ("query", "key", "value", "mask"))
+        if state is not None:
+            # The state is aligned to its end: the newest key is the last one.
+            key = ops.concatenate([ops.cast(state["key"], key.dtype), key], axis=1)
+            value = ops.concatenate([ops.cast(state["value"], value.dtype), value], axis=1)
+            if real is not None:
+                slots = ops.arange(-self.window_length, 0, dtype="int32")
+                real = ops.concatenate([state[POSITION][:, None] + slots >= 0, real], axis=1)
+        outputs = window_attention(query, key, value, seen, self.window_length, real)
+        if state is None:
+            return outputs, {}
+        may_be_empty = real is not None or segment_ids is not None
+        length = terms["positions"][:, -1] + 1 if may_be_empty else None
+        return outputs, self._newest(key, value, real, length)
 
-        With `segment_ids`, the new state also holds the last one as `segment_id`.
-        """
-        require_built(self)
-        require_state(self, state, set(self._state_axes))
-        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes, segment_ids)
-        segments, state, kept = follow_segments(self, state, mask, segment_ids)
-        query, key, value, positions, next_position = self._project(inputs, state, mask, segments)
-        # The state is aligned to its end: the newest key is the last one.
-        key = ops.concatenate([ops.cast(state["key"], key.dtype), key], axis=1)
-        value = ops.concatenate([ops.cast(state["value"], value.dtype), value], axis=1)
-        slots = ops.arange(-self.window_length, 0, dtype="int32")
-        real = None
-        if mask is not None:
-            earlier = ops.cast(state["position"], "int32")[:, None] + slots >= 0
-            real = ops.concatenate([earlier, ops.cast(mask, "bool")], axis=1)
-        outputs = self._attend(query, key, value, positions, real)
-        if mask is not None:
+    def _newest(self, key: Any, value: Any, real: Any, length: Any) -> dict[str, Any]:
+        """The last real keys and values; zeros before the first of a segment of such a length."""
+        if real is not None:
             order = real_last(real)
             key, value = (take_rows(x, order) for x in (key, value))
         key, value = (x[:, -self.window_length :] for x in (key, value))
-        if mask is not None or segments is not None:
-            # Slots before the first position of the segment are empty.
-            empty = (next_position[:, None] + slots < 0)[:, :, None, None]
+        if length is not None:
+            slots = ops.arange(-self.window_length, 0, dtype="int32")
+            empty = (length[:, None] + slots < 0)[:, :, None, None]
             key, value = (ops.where(empty, ops.zeros_like(x), x) for x in (key, value))
-        return outputs, {"key": key, "value": value, "position": next_position, **kept}
-
-    def get_initial_state(self, batch_size: int) -> dict[str, Any]:
-        """The empty state: key and value (batch, window_length, heads, head_dim), position."""
-        require_batch_size(self, batch_size)
-        shape = (batch_size, self.window_length, self.num_heads, self._head_dim)
-        return {
-            "key": ops.zeros(shape, self.compute_dtype),
-            "value": ops.zeros(shape, self.compute_dtype),
-            "position": ops.zeros((batch_size,), "int32"),
-        }
-
-    @property
-    def _state_axes(self) -> dict[str, str]:
-        kept = f"batch {self.window_length} {self.num_heads} {self._head_dim}"
-        return {"key": kept, "value": kept, "position": "batch"}
-
-    def _project(
-        self, inputs: Any, state: dict[str, Any] | None, mask: Any, segments: Any
-    ) -> tuple[Any, ...]:
-        positions, next_position = positions_of(inputs, state and state["position"], mask, segments)
-        query = _rotate(self.query_projection(inputs), positions)
-        key = _rotate(self.key_projection(inputs), positions)
-        return query, key, self.value_projection(inputs), positions, next_position
-
-    def _attend(self, query: Any, key: Any, value: Any, positions: Any, real: Any) -> Any:
-        # A position is the number of real ones before it in its segment, the state's included.
-        seen = ops.minimum(positions + 1, self.window_length)
-        # Scaled here, as Keras rounds a scale to float32 also for float64.
-        query = query * self._head_dim**-0.5
-        outputs = window_attention(query, key, value, seen, self.window_length, real)
-        return self.output_projection(outputs)
-
-    @property
-    def output_kernel(self) -> keras.Variable:
-        """The kernel that makes the outputs: what a residual block scales or sets to zero."""
-        return self.output_projection.kernel
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
+        return {"key": key, "value": value}
 
     def get_config(self) -> dict[str, Any]:
         return {

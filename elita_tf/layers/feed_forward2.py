@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import input_width, require_sizes
+from elita_tf.layers.arguments import input_width, require_known, require_sizes
 from elita_tf.ops import feed_forward2
 from elita_tf.ops.arguments import require_positive
 
@@ -32,7 +32,7 @@ class FeedForward2(keras.layers.Layer):
         (..., hidden).
 
     Raises:
-        ValueError: `inner_dim` or `rank` below 1.
+        ValueError: `inner_dim` or `rank` below 1, or an unknown argument.
 
     Example:
 
@@ -54,6 +54,7 @@ class FeedForward2(keras.layers.Layer):
         kernel_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        require_known(self, kwargs)
         super().__init__(**kwargs)
         require_positive("FeedForward2", rank=rank)
         require_sizes("FeedForward2", inner_dim=inner_dim)
@@ -64,13 +65,13 @@ class FeedForward2(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.supports_masking = True
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = input_width("FeedForward2", input_shape, "(..., hidden)")
+    def build(self, inputs_shape: tuple[int | None, ...]) -> None:
+        hidden_dim = input_width("FeedForward2", inputs_shape, "(..., hidden)")
         inner_dim = self.inner_dim or hidden_dim
         self.first_projection = self._projection(inner_dim, "first")
         self.second_projection = self._projection(self.rank, "second")
-        self.first_projection.build(input_shape)
-        self.second_projection.build(input_shape)
+        self.first_projection.build(inputs_shape)
+        self.second_projection.build(inputs_shape)
         self.kernel = self.add_weight(
             (inner_dim, self.rank, hidden_dim),
             lambda shape, dtype: ops.reshape(
@@ -92,8 +93,9 @@ class FeedForward2(keras.layers.Layer):
         )
 
     def call(self, inputs: Any) -> Any:
-        first, second = self.first_projection(inputs), self.second_projection(inputs)
-        outputs = feed_forward2(first, second, ops.cast(self.kernel, first.dtype))
+        # The projections may have other dtype policies, from a `DTypePolicyMap`.
+        factors = self.first_projection(inputs), self.second_projection(inputs)
+        outputs = feed_forward2(*(ops.cast(x, self.compute_dtype) for x in (*factors, self.kernel)))
         return outputs + ops.cast(self.bias, outputs.dtype)
 
     @property
@@ -101,8 +103,8 @@ class FeedForward2(keras.layers.Layer):
         """The kernel that makes the outputs: what a residual block scales or sets to zero."""
         return self.kernel
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
+    def compute_output_shape(self, inputs_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return inputs_shape
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -3,8 +3,9 @@
 from typing import Any
 
 import keras
+from keras import ops
 
-from elita_tf.layers.arguments import input_width, require_sizes
+from elita_tf.layers.arguments import input_width, require_known, require_sizes
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -27,7 +28,7 @@ class GatedFeedForward(keras.layers.Layer):
         (..., hidden).
 
     Raises:
-        ValueError: `inner_dim` below 1.
+        ValueError: `inner_dim` below 1, or an unknown argument.
 
     Example:
 
@@ -47,6 +48,7 @@ class GatedFeedForward(keras.layers.Layer):
         kernel_regularizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        require_known(self, kwargs)
         super().__init__(**kwargs)
         require_sizes("GatedFeedForward", inner_dim=inner_dim)
         self.inner_dim = inner_dim
@@ -55,15 +57,15 @@ class GatedFeedForward(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.supports_masking = True
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = input_width("GatedFeedForward", input_shape, "(..., hidden)")
+    def build(self, inputs_shape: tuple[int | None, ...]) -> None:
+        hidden_dim = input_width("GatedFeedForward", inputs_shape, "(..., hidden)")
         inner_dim = self.inner_dim or 8 * -(-hidden_dim // 3)
         self.gate_projection = self._projection(inner_dim, "gate", self.activation)
         self.value_projection = self._projection(inner_dim, "value")
         self.output_projection = self._projection(hidden_dim, "output")
-        self.gate_projection.build(input_shape)
-        self.value_projection.build(input_shape)
-        self.output_projection.build((*input_shape[:-1], inner_dim))
+        self.gate_projection.build(inputs_shape)
+        self.value_projection.build(inputs_shape)
+        self.output_projection.build((*inputs_shape[:-1], inner_dim))
 
     def _projection(self, units: int, name: str, activation: Any = None) -> keras.layers.Layer:
         return keras.layers.Dense(
@@ -77,15 +79,16 @@ class GatedFeedForward(keras.layers.Layer):
         )
 
     def call(self, inputs: Any) -> Any:
-        return self.output_projection(self.gate_projection(inputs) * self.value_projection(inputs))
+        gate, value = self.gate_projection(inputs), self.value_projection(inputs)
+        return self.output_projection(ops.multiply(gate, value))
 
     @property
     def output_kernel(self) -> keras.Variable:
         """The kernel that makes the outputs: what a residual block scales or sets to zero."""
         return self.output_projection.kernel
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
+    def compute_output_shape(self, inputs_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return inputs_shape
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -6,19 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import (
-    input_width,
-    one_position,
-    require_batch_size,
-    require_built,
-    require_call,
-    require_sizes,
-    require_state,
-    split_heads,
-)
+from elita_tf.layers.arguments import require_sizes, split_heads
 from elita_tf.layers.decay import half_life_bias, require_half_lives, spread_half_lives
+from elita_tf.layers.mixer import SequenceMixer
 from elita_tf.layers.projection import projection
-from elita_tf.layers.segments import follow_segments, mask_of
 from elita_tf.ops import gated_linear_attention, gated_linear_attention_step
 from elita_tf.ops.arguments import require_positive
 
@@ -31,7 +22,7 @@ _READ_GATES, _CONSTANT_GATES = ("vector", "scalar"), ("fixed", None)
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class GatedLinearAttention(keras.layers.Layer):
+class GatedLinearAttention(SequenceMixer):
     """Gated linear attention with a low-rank gate and a Swish output gate (GLA).
 
     Per head, with q, k, v linear in x:
@@ -87,8 +78,9 @@ class GatedLinearAttention(keras.layers.Layer):
 
     Raises:
         ValueError: a size below 1, a `gate_normalizer` or half-lives that are not finite numbers
-            above 0, an unknown `gate`, half-lives without a gate, a width that `num_heads` does
-            not divide, or a shape of inputs, mask, segments or state that does not fit.
+            above 0, an unknown `gate` or argument, half-lives without a gate, a width that
+            `num_heads` does not divide, or a shape of inputs, mask, segments or state that does
+            not fit.
 
     Example:
 
@@ -100,6 +92,8 @@ class GatedLinearAttention(keras.layers.Layer):
 
     Source: Yang et al., ICML 2024, arXiv:2312.06635, section 4.
     """
+
+    masked_terms = {"key": 0.0, "log_decay": 0.0}
 
     def __init__(
         self,
@@ -131,11 +125,9 @@ class GatedLinearAttention(keras.layers.Layer):
         self.half_lives = None if half_lives is None else tuple(half_lives)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.supports_masking = True
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        hidden_dim = self._hidden_dim = input_width("GatedLinearAttention", input_shape)
-        name, heads = "GatedLinearAttention", self.num_heads
+    def create_weights(self, inputs_shape: tuple[int | None, ...]) -> None:
+        name, heads, hidden_dim = "GatedLinearAttention", self.num_heads, self.hidden_dim
         value_dim = self.value_dim or split_heads(name, "value_dim", hidden_dim, heads)
         key_dim = self.key_dim or split_heads(name, "key_dim", hidden_dim, 2 * heads)
         self._state_shape = (heads, key_dim, value_dim)
@@ -146,7 +138,7 @@ class GatedLinearAttention(keras.layers.Layer):
         self.key_projection = projection(self, "btd,dhk->bthk", per_key, "key")
         self.value_projection = projection(self, "btd,dhv->bthv", per_value, "value")
         if self.gate in _READ_GATES:
-            self._build_gate(input_shape, key_dim if self.gate == "vector" else 1)
+            self._create_gate(inputs_shape, key_dim if self.gate == "vector" else 1)
         self.output_gate = projection(
             self, "btd,dhv->bthv", per_value, "output_gate", bias_axes="hv", activation="silu"
         )
@@ -160,17 +152,17 @@ class GatedLinearAttention(keras.layers.Layer):
             self.value_projection,
             self.output_gate,
         ):
-            layer.build(input_shape)
-        self.norm.build((*input_shape[:-1], heads, value_dim))
-        self.output_projection.build((*input_shape[:-1], heads, value_dim))
+            layer.build(inputs_shape)
+        self.norm.build((*inputs_shape[:-1], heads, value_dim))
+        self.output_projection.build((*inputs_shape[:-1], heads, value_dim))
 
-    def _build_gate(self, input_shape: tuple[int | None, ...], features: int) -> None:
+    def _create_gate(self, inputs_shape: tuple[int | None, ...], features: int) -> None:
         """The gate's weights; a scalar gate has one feature where a vector gate has key_dim."""
         heads, start = self.num_heads, 0.0
         self.gate_down = projection(self, "btd,dr->btr", (None, self.gate_rank), "gate_down")
         self.gate_up = projection(self, "btr,rhk->bthk", (None, heads, features), "gate_up")
-        self.gate_down.build(input_shape)
-        self.gate_up.build((*input_shape[:-1], self.gate_rank))
+        self.gate_down.build(inputs_shape)
+        self.gate_up.build((*inputs_shape[:-1], self.gate_rank))
         if self.half_lives is not None:
             half_lives = spread_half_lives(self.half_lives, heads)
             # log sigmoid(b) is -softplus(-b).
@@ -180,66 +172,49 @@ class GatedLinearAttention(keras.layers.Layer):
         self.gate_bias = self.add_weight(
             (heads, features),
             keras.initializers.Constant(start),
-            dtype=self._state_dtype,
+            dtype=self.state_dtype,
             autocast=False,
             name="gate_bias",
         )
 
-    def call(self, inputs: Any, mask: Any = None, segment_ids: Any = None) -> Any:
-        return self._advance(inputs, None, mask_of(inputs, mask), segment_ids)[0]
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the one leaf `state`, S: (heads, key_dim, value_dim)."""
+        return {"state": self._state_shape}
 
-    def call_with_state(
-        self, inputs: Any, state: dict[str, Any], mask: Any = None, segment_ids: Any = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Continue from `state`: (outputs, new state); what `call` does, in pieces.
-
-        With `segment_ids`, the new state also holds the last one as `segment_id`.
-        """
-        require_built(self)
-        require_state(self, state, set(self._state_axes))
-        return self._advance(inputs, state, mask, segment_ids)
-
-    def get_initial_state(self, batch_size: int) -> dict[str, Any]:
-        """The empty state: {"state": zeros (batch, heads, key_dim, value_dim)}."""
-        require_batch_size(self, batch_size)
-        return {"state": ops.zeros((batch_size, *self._state_shape), self._state_dtype)}
-
-    @property
-    def _state_axes(self) -> dict[str, str]:
-        return {"state": " ".join(("batch", *map(str, self._state_shape)))}
-
-    @property
-    def _state_dtype(self) -> str:
-        return "float64" if self.compute_dtype == "float64" else "float32"
-
-    def _advance(
-        self, inputs: Any, state: dict[str, Any] | None, mask: Any, segment_ids: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        require_call(self, self._hidden_dim, inputs, mask, state, self._state_axes, segment_ids)
-        segments, state, follows = follow_segments(self, state, mask, segment_ids)
+    def make_terms(self, inputs: Any, positions: Any, mask: Any) -> dict[str, Any]:
         key = self.key_projection(inputs)
-        log_decay = self._log_decay(inputs, key)
-        if mask is not None:
-            kept = ops.cast(mask, "bool")[..., None, None]
-            key, log_decay = (ops.where(kept, x, ops.zeros_like(x)) for x in (key, log_decay))
-        terms = [self.query_projection(inputs), key, self.value_projection(inputs), log_decay]
-        initial = state and state["state"]
-        if state is not None and inputs.shape[1] == 1:
-            outputs, final = one_position(gated_linear_attention_step, terms, initial)
-        else:
-            outputs, final = gated_linear_attention(
-                *terms, initial, chunk_size=self._positions_per_chunk, segment_ids=segments
-            )
-        gated = self.output_gate(inputs) * self.norm(outputs)
-        return self.output_projection(gated), {"state": final, **follows}
+        return {
+            "query": self.query_projection(inputs),
+            "key": key,
+            "value": self.value_projection(inputs),
+            "log_decay": self._log_decay(inputs, key),
+        }
+
+    def run_step(self, terms: dict[str, Any], state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        outputs, final = gated_linear_attention_step(**terms, state=state["state"])
+        return outputs, {"state": final}
+
+    def run_sequence(
+        self, terms: dict[str, Any], state: dict[str, Any] | None, segment_ids: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        outputs, final = gated_linear_attention(
+            **terms,
+            initial_state=state and state["state"],
+            chunk_size=self._positions_per_chunk,
+            segment_ids=segment_ids,
+        )
+        return outputs, {"state": final}
+
+    def make_outputs(self, inputs: Any, mixed: Any) -> Any:
+        return self.output_projection(ops.multiply(self.output_gate(inputs), self.norm(mixed)))
 
     def _log_decay(self, inputs: Any, key: Any) -> Any:
         """The log-decays, of the shape of `key` and in the dtype of the state."""
         if self.gate in _CONSTANT_GATES:
-            log_decay = ops.convert_to_tensor(self._constant_log_decay, self._state_dtype)
+            log_decay = ops.convert_to_tensor(self._constant_log_decay, self.state_dtype)
         else:
-            logits = ops.cast(self.gate_up(self.gate_down(inputs)), self._state_dtype)
-            gate_logits = logits + ops.cast(self.gate_bias, self._state_dtype)
+            logits = ops.cast(self.gate_up(self.gate_down(inputs)), self.state_dtype)
+            gate_logits = logits + ops.cast(self.gate_bias, self.state_dtype)
             log_decay = ops.log_sigmoid(gate_logits) / self.gate_normalizer
         return log_decay if self.gate == "vector" else ops.broadcast_to(log_decay, ops.shape(key))
 
@@ -251,14 +226,6 @@ class GatedLinearAttention(keras.layers.Layer):
         if self.half_lives is None:
             return -math.log(2.0) / self.gate_normalizer
         return -math.log(2.0) / spread_half_lives(self.half_lives, self.num_heads)[:, None]
-
-    @property
-    def output_kernel(self) -> keras.Variable:
-        """The kernel that makes the outputs: what a residual block scales or sets to zero."""
-        return self.output_projection.kernel
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         return {

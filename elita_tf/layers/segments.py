@@ -1,4 +1,4 @@
-"""What `segment_ids` mean for a layer: with masked positions, and from one call to the next."""
+"""Segments, masks and positions of a call, which may go on where the last call ended."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from keras import ops
 from elita_tf.ops.running import running_maximum
 from elita_tf.ops.segments import segment_starts
 
-# The leaf of a state, int32 (batch,), that names the segment of the last real position.
-LEAF = "segment_id"
+# The leaf of a state, int32 (batch,), that holds the segment id of the last real position.
+SEGMENT_ID = "segment_id"
 
 
 def mask_of(inputs: Any, mask: Any) -> Any:
@@ -16,18 +16,31 @@ def mask_of(inputs: Any, mask: Any) -> Any:
     return getattr(inputs, "_keras_mask", None) if mask is None else mask
 
 
-def number_segments(segment_ids: Any, mask: Any = None) -> Any:
-    """`segment_ids` that mean the same without the mask; None for none.
+def require_state(layer: Any, state: Any, keys: set[str]) -> None:
+    """Raise a ValueError unless `state` is a dict of these keys.
 
-    Masked positions take no part: a real position is compared with the last real one before it.
+    The leaf `segment_id` may be among them or not.
+    """
+    received = set(state) - {SEGMENT_ID} if isinstance(state, dict) else type(state).__name__
+    if received != keys:
+        raise ValueError(
+            f"The state of `{layer.name}` is a dict of {sorted(keys)}. Received: {received}. "
+            "Start from `get_initial_state(batch_size)`."
+        )
+
+
+def number_segments(segment_ids: Any, mask: Any = None) -> Any:
+    """Number the segments of each row, so that masked positions need no attention any more.
+
+    A masked position gets the number of the real one before it. A real position begins a segment
+    where its id differs from that of the last real position.
 
     Args:
         segment_ids: integers (batch, time), or None.
         mask: optional boolean (batch, time).
 
     Returns:
-        int32 (batch, time): 0 from the first position on, and one more from every first real
-        position of a segment on.
+        int32 (batch, time): 0 at first, and one more wherever a segment begins. None for None.
 
     Example:
 
@@ -62,10 +75,10 @@ def follow_segments(
     """
     previous, own = None, state
     if state is not None:
-        own = {name: leaf for name, leaf in state.items() if name != LEAF}
-        previous = state.get(LEAF)
+        own = {name: leaf for name, leaf in state.items() if name != SEGMENT_ID}
+        previous = state.get(SEGMENT_ID)
     if segment_ids is None:
-        return None, own, {} if previous is None else {LEAF: previous}
+        return None, own, {} if previous is None else {SEGMENT_ID: previous}
     segment_ids = ops.cast(segment_ids, "int32")
     filled, real = segment_ids, None
     if mask is not None:
@@ -78,7 +91,49 @@ def follow_segments(
         if real is not None:
             restarted, last = ops.logical_and(restarted, real), ops.where(real, last, previous)
         own = _restart(layer, own, restarted)
-    return number_segments(filled), own, {LEAF: last}
+    return number_segments(filled), own, {SEGMENT_ID: last}
+
+
+def positions_of(inputs: Any, offset: Any, mask: Any, segments: Any = None) -> tuple[Any, Any]:
+    """The absolute position of each input, and the position of the one to come.
+
+    Masked positions advance nothing: each has the position of the real one before it.
+
+    Args:
+        inputs: (batch, time, ...), of which only the sizes count.
+        offset: int32 (batch,), the real positions before the inputs; None at the beginning.
+        mask: optional boolean (batch, time).
+        segments: optional `number_segments`; where they rise, positions count from 0 again.
+
+    Returns:
+        int32 (batch or 1, time), and int32 (batch,).
+
+    Example:
+
+    >>> import numpy as np
+    >>> positions, to_come = positions_of(np.ones((1, 4)), None, np.array([[1, 1, 0, 1]]))
+    >>> np.array(positions).tolist(), np.array(to_come).tolist()
+    ([[0, 1, 1, 2]], [3])
+    """
+    batch_size, time = ops.shape(inputs)[:2]
+    start = ops.zeros((1,), "int32") if offset is None else ops.cast(offset, "int32")
+    if segments is not None:
+        return _positions_in_segments(start, mask, segments)
+    if mask is None:
+        positions = start[:, None] + ops.arange(time, dtype="int32")[None, :]
+        return positions, ops.broadcast_to(start + time, (batch_size,))
+    counts = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+    return start[:, None] + counts - 1, start + counts[:, -1]
+
+
+def _positions_in_segments(start: Any, mask: Any, segments: Any) -> tuple[Any, Any]:
+    real = ops.ones_like(segments) if mask is None else ops.cast(mask, "int32")
+    counts = ops.cumsum(real, axis=1)
+    # What was counted before the segment; the first one goes on from `start`.
+    before = ops.where(segment_starts(segments), counts - real, -1)
+    before = running_maximum(before, ops.full_like(before[:, 0], -1))
+    counts = counts - ops.where(before < 0, -start[:, None], before)
+    return counts - 1, counts[:, -1]
 
 
 def _fill_masked(segment_ids: Any, mask: Any) -> Any:

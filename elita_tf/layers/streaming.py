@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from elita_tf.layers.arguments import require_known
+
 
 @keras.saving.register_keras_serializable(package="elita_tf")
 class Streaming(keras.layers.Layer):
@@ -14,8 +16,9 @@ class Streaming(keras.layers.Layer):
     (the keys and values of CausalSelfAttention excepted), so it can be stored and fed back.
 
     Args:
-        layer: a layer with `call_with_state` and `get_initial_state`, such as `Attention2`,
-            `GatedLinearAttention` or `CausalSelfAttention`. Its weights are shared, not copied.
+        layer: a `SequenceMixer`, such as `Attention2`, `GatedLinearAttention` or
+            `CausalSelfAttention`, or any layer with `call_with_state` and `get_initial_state`. Its
+            weights are shared, not copied.
 
     Call arguments:
         inputs: (batch, time, hidden); a time of 1 is one step.
@@ -28,7 +31,7 @@ class Streaming(keras.layers.Layer):
         The outputs (batch, time, hidden) and the new state.
 
     Raises:
-        ValueError: a layer without a state.
+        ValueError: a layer without a state, or an unknown argument.
 
     Example:
 
@@ -45,6 +48,7 @@ class Streaming(keras.layers.Layer):
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: Any) -> None:
+        require_known(self, kwargs)
         # The state keeps its own dtype: Keras would otherwise cast it to the compute dtype.
         super().__init__(
             **{"dtype": getattr(layer, "dtype_policy", None), **kwargs}, autocast=False

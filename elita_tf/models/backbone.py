@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import keras_hub
 
-from elita_tf.layers.arguments import positions_of, reject_unknown, require_state
-from elita_tf.layers.segments import follow_segments
+from elita_tf.layers.arguments import reject_unknown
+from elita_tf.layers.segments import follow_segments, positions_of, require_state
 from elita_tf.models import registry
 from elita_tf.models.blocks import Block, ResidualBranch, Runner, run_directly
 from elita_tf.models.inputs import (

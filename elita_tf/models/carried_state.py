@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.segments import LEAF
+from elita_tf.layers.segments import SEGMENT_ID
 from elita_tf.ops.arguments import require_positive
 
 
@@ -21,7 +21,7 @@ class CarriedState(keras.layers.Layer):
         super().__init__(**kwargs)
         require_positive("CarriedState", batch_size=batch_size)
         # Any number will do for the empty state. Batches without segments keep it.
-        segment_id = {LEAF: ops.zeros((batch_size,), "int32")}
+        segment_id = {SEGMENT_ID: ops.zeros((batch_size,), "int32")}
         self._leaves = {
             name: self.add_weight(
                 tuple(leaf.shape),

@@ -5,8 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from elita_tf.layers.arguments import positions_of
-from elita_tf.layers.segments import number_segments
+from elita_tf.layers.segments import number_segments, positions_of
 from elita_tf.ops.arguments import require_positive
 
 

@@ -29,7 +29,15 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from elita_tf.ops.arguments import STEP, require_attention2, require_counts
+from elita_tf.ops.arguments import (
+    SEQUENCE,
+    STEP,
+    require_counts,
+    require_floating,
+    require_segments,
+    require_shapes,
+    segments_of,
+)
 from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.running import decayed_maximum, running_maximum, running_sums
 from elita_tf.ops.segments import segment_starts
@@ -75,7 +83,7 @@ def attention2_step(
     Rows where boolean `segment_start` (batch,) is true start from the empty state.
     """
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2_step", logits, value, state, log_decay, segment_start, STEP)
+    _require("attention2_step", logits, value, state, log_decay, segment_start, STEP)
     dtype, outputs_dtype = state_dtype(key_logits, value), value.dtype
     key_logits, query_logits, self_logits, value, log_decay = _cast(
         dtype, key_logits, query_logits, self_logits, value, log_decay
@@ -107,7 +115,7 @@ def attention2_recurrent(
 ) -> tuple[Any, Attention2State]:
     """The definition: `attention2_step` in a loop over time. Arguments as for `attention2`."""
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2_recurrent", logits, value, initial_state, log_decay, segment_ids)
+    _require("attention2_recurrent", logits, value, initial_state, log_decay, segment_ids)
     initial_state = _initial_state(key_logits, value, initial_state)
     # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
     # only what has the shape of the carry.
@@ -126,7 +134,9 @@ def attention2_recurrent(
         return (outputs, *state), (outputs, *state)
 
     carry = (ops.zeros_like(inputs[3][0]), *initial_state)
-    (_, *final), (outputs, *_) = ops.scan(advance, carry, ops.arange(ops.shape(value)[1]))
+    (_, *final), (outputs, *_) = ops.scan(
+        advance, carry, ops.arange(ops.shape(value)[1], dtype="int32")
+    )
     return ops.moveaxis(outputs, 0, 1), Attention2State(*final)
 
 
@@ -174,7 +184,7 @@ def attention2(
     [1.0, 1.6667, 2.25]
     """
     logits = (key_logits, query_logits, self_logits)
-    require_attention2("attention2", logits, value, initial_state, log_decay, segment_ids)
+    _require("attention2", logits, value, initial_state, log_decay, segment_ids)
     dtype, outputs_dtype = state_dtype(key_logits, value), value.dtype
     initial_state = _initial_state(key_logits, value, initial_state)
     key_logits, query_logits, self_logits, value, log_decay = _cast(
@@ -199,6 +209,39 @@ def attention2(
     numerator, denominator = (factor * x for x in sums)
     final_state = Attention2State(max_logit, numerator, denominator[..., 0])
     return ops.cast(outputs, outputs_dtype), final_state
+
+
+def _require(
+    owner: str,
+    logits: tuple[Any, Any, Any],
+    value: Any,
+    state: Any,
+    log_decay: Any = None,
+    segments: Any = None,
+    axes: str = SEQUENCE,
+) -> None:
+    """Check the arguments of any form of `attention2`; `axes` are those of the logits.
+
+    A step needs a state, the forms over a sequence have an empty one by default.
+    """
+    named = dict(zip(("key_logits", "query_logits", "self_logits"), logits, strict=True))
+    if log_decay is not None:
+        named["log_decay"] = log_decay
+    tensors = {name: (tensor, axes) for name, tensor in named.items()}
+    tensors["value"] = value, f"{axes} value_dim"
+    if state is not None or axes == STEP:
+        leaves = Attention2State._fields
+        if not isinstance(state, tuple) or len(state) != len(leaves):
+            raise ValueError(
+                f"The state of {owner}: expected an `Attention2State` of {', '.join(leaves)}, "
+                f"received {type(state).__name__}. Take one that an op returned, or "
+                "`attention2_empty_state`."
+            )
+        state_axes = ("batch heads", "batch heads value_dim", "batch heads")
+        tensors |= dict(zip(leaves, zip(state, state_axes, strict=True), strict=True))
+    require_shapes(owner, **tensors, **segments_of(axes, segments))
+    require_floating(owner, **named, value=value)
+    require_segments(owner, axes, segments)
 
 
 def _cast(dtype: str, *tensors: Any) -> list[Any]:

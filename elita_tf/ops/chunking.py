@@ -1,4 +1,4 @@
-"""Time cut into chunks: splitting and merging; and what all forms agree on."""
+"""Cutting an axis into pieces of one size and joining them again; and what all ops share."""
 
 from typing import Any
 
@@ -23,22 +23,44 @@ def fit_chunk_size(chunk_size: int, time: Any) -> int:
     return 1 << max(longest - 1, 0).bit_length()
 
 
-def split_chunks(x: Any, chunk_size: int, padding: float = 0.0) -> Any:
-    """(b, t, h, ...) to (b, n, h, c, ...), the last chunk filled up with `padding`."""
-    batch, time, heads, *features = ops.shape(x)
-    num_chunks = (time + chunk_size - 1) // chunk_size
-    widths = [[0, 0], [0, num_chunks * chunk_size - time]] + [[0, 0]] * (1 + len(features))
+def split_axis(x: Any, size: Any, axis: int, padding: float = 0.0) -> Any:
+    """Cut one axis into pieces: (..., length, ...) to (..., pieces, size, ...).
+
+    The last piece is filled up with `padding`. A length of 0 gives one piece of padding, if the
+    length is known: JAX has no loop over nothing.
+
+    Example:
+
+    >>> import numpy as np
+    >>> np.array(split_axis(np.array([1.0, 2.0, 3.0]), size=2, axis=0)).tolist()
+    [[1.0, 2.0], [3.0, 0.0]]
+    """
+    shape = ops.shape(x)
+    # In ONNX, -(-length // size) of an unknown length would be wrong.
+    pieces = (shape[axis] + size - 1) // size
+    if isinstance(pieces, int):
+        pieces = max(pieces, 1)
+    widths = [[0, 0] for _ in shape]
+    widths[axis][1] = pieces * size - shape[axis]
     x = ops.pad(x, widths, constant_values=padding)
-    x = ops.reshape(x, (batch, num_chunks, chunk_size, heads, *features))
-    return ops.swapaxes(x, 2, 3)
+    return ops.reshape(x, (*shape[:axis], pieces, size, *shape[axis + 1 :]))
+
+
+def merge_axis(x: Any, length: Any, axis: int) -> Any:
+    """Undo `split_axis`: (..., pieces, size, ...) to (..., length, ...), without the padding."""
+    shape = ops.shape(x)
+    merged = (*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+    return ops.reshape(x, merged)[(slice(None),) * axis + (slice(length),)]
+
+
+def split_chunks(x: Any, chunk_size: Any) -> Any:
+    """(b, t, h, ...) to (b, n, h, c, ...), the last chunk filled up with zeros."""
+    return ops.swapaxes(split_axis(x, chunk_size, axis=1), 2, 3)
 
 
 def merge_chunks(x: Any, time: Any) -> Any:
     """(b, n, h, c, ...) back to (b, t, h, ...), without the padding."""
-    batch, num_chunks, heads, chunk_size, *features = ops.shape(x)
-    return ops.reshape(ops.swapaxes(x, 2, 3), (batch, num_chunks * chunk_size, heads, *features))[
-        :, :time
-    ]
+    return merge_axis(ops.swapaxes(x, 2, 3), time, axis=1)
 
 
 def unpack_upstream(upstream: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,16 +6,14 @@ from typing import Any
 
 from keras import ops
 
-from elita_tf.ops.arguments import require_cross_entropy
-from elita_tf.ops.chunking import state_dtype
+from elita_tf.ops.arguments import agree, require_floating, require_shapes, static_shape
+from elita_tf.ops.chunking import merge_axis, split_axis, state_dtype
 from elita_tf.ops.slicing import (
     accumulate_slices,
     add_blocks,
     count_blocks,
     map_slices,
-    merge_slices,
     slice_size,
-    split_slices,
 )
 
 
@@ -46,7 +44,7 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
     >>> round(float(loss), 4)  # log 4
     1.3863
     """
-    require_cross_entropy("linear_cross_entropy", hidden, kernel, labels, sample_weight)
+    _require("linear_cross_entropy", hidden, kernel, labels, sample_weight)
     dtype = state_dtype(hidden)
     leading = ops.shape(labels)
     weight = ops.ones(leading, dtype) if sample_weight is None else ops.cast(sample_weight, dtype)
@@ -60,19 +58,40 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
 
 def token_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
     """The loss of every token, (...), in nats, for scoring; arguments as above."""
-    require_cross_entropy("token_cross_entropy", hidden, kernel, labels)
+    _require("token_cross_entropy", hidden, kernel, labels)
     leading = ops.shape(labels)
     hidden, kernel, labels = _flat(hidden, kernel, labels)
     tokens = ops.shape(hidden)[0]
     size = slice_size(tokens, kernel.shape[0])
-    rows, targets = split_slices(hidden, size), split_slices(labels, size)
+    rows, targets = split_axis(hidden, size, axis=0), split_axis(labels, size, axis=0)
 
     def losses(index: Any) -> Any:
         logits = _logits(ops.take(rows, index, axis=0), kernel)
         return ops.logsumexp(logits, axis=-1) - _at(logits, ops.take(targets, index, axis=0))
 
     stacked = map_slices(losses, ops.shape(rows)[0], ops.zeros((size,), state_dtype(hidden)))
-    return ops.reshape(merge_slices(stacked, tokens), leading)
+    return ops.reshape(merge_axis(stacked, tokens, axis=0), leading)
+
+
+def _require(owner: str, hidden: Any, kernel: Any, labels: Any, sample_weight: Any = None) -> None:
+    """Check the arguments of the cross-entropies."""
+    require_shapes(
+        owner,
+        hidden=(hidden, "... hidden"),
+        kernel=(kernel, "vocabulary hidden"),
+        labels=(labels, "..."),
+    )
+    require_floating(owner, hidden=hidden, kernel=kernel)
+    weights, sizes = static_shape(sample_weight), static_shape(labels)
+    if weights is None or sizes is None:
+        return
+    pairs = zip(reversed(weights), reversed(sizes), strict=False)
+    if len(weights) > len(sizes) or not all(weight == 1 or agree(weight, n) for weight, n in pairs):
+        raise ValueError(
+            f"`sample_weight` of {owner} weighs the labels: expected a shape that broadcasts to "
+            f"theirs, {sizes}, received {weights}. Give one weight per label, or per row with a "
+            "last axis of 1."
+        )
 
 
 def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
@@ -82,7 +101,7 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
     def weighted_sum(hidden: Any, kernel: Any, weight: Any) -> Any:
         tokens, dtype = ops.shape(hidden)[0], weight.dtype
         size = slice_size(tokens, kernel.shape[0])
-        rows, targets, weights = (split_slices(x, size) for x in (hidden, labels, weight))
+        rows, targets, weights = (split_axis(x, size, axis=0) for x in (hidden, labels, weight))
         classes = ops.arange(kernel.shape[0], dtype=labels.dtype)
         num_blocks = count_blocks(math.prod(kernel.shape), size * kernel.shape[0])
 
@@ -104,7 +123,7 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
         (losses, d_rows), d_kernel = accumulate_slices(
             forward_backward, ops.shape(rows)[0], stacks, total=ops.zeros(shape, dtype)
         )
-        losses, d_hidden = merge_slices(losses, tokens), merge_slices(d_rows, tokens)
+        losses, d_hidden = merge_axis(losses, tokens, axis=0), merge_axis(d_rows, tokens, axis=0)
 
         def grad(upstream: Any) -> tuple[Any, Any, Any]:
             scaled = upstream * d_kernel

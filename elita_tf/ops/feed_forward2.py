@@ -5,12 +5,11 @@ from typing import Any
 from keras import ops
 
 from elita_tf.ops.arguments import require_floating, require_shapes
+from elita_tf.ops.chunking import merge_axis, split_axis
 from elita_tf.ops.slicing import (
     accumulate_slices,
     map_slices,
-    merge_slices,
     slice_size,
-    split_slices,
 )
 
 
@@ -62,7 +61,7 @@ def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
 def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
     tokens, inner, rank = ops.shape(first)[0], first.shape[-1], second.shape[-1]
     size = slice_size(tokens, inner * rank)
-    firsts, seconds = split_slices(first, size), split_slices(second, size)
+    firsts, seconds = split_axis(first, size, axis=0), split_axis(second, size, axis=0)
     num_slices = ops.shape(firsts)[0]
 
     def factors(index: Any) -> tuple[Any, Any]:
@@ -80,7 +79,7 @@ def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
     )
 
     def grad(d_outputs: Any) -> tuple[Any, Any, Any]:
-        d_slices = split_slices(d_outputs, size)
+        d_slices = split_axis(d_outputs, size, axis=0)
 
         def backward(index: Any, total: Any) -> tuple[list[Any], Any]:
             first, second = factors(index)
@@ -96,6 +95,6 @@ def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
             stacks=[ops.zeros_like(firsts), ops.zeros_like(seconds)],
             total=ops.zeros_like(ops.transpose(matrix)),
         )
-        return (*(merge_slices(x, tokens) for x in d_factors), ops.transpose(d_matrix))
+        return (*(merge_axis(x, tokens, axis=0) for x in d_factors), ops.transpose(d_matrix))
 
-    return merge_slices(outputs, tokens), grad
+    return merge_axis(outputs, tokens, axis=0), grad

@@ -19,7 +19,15 @@ from typing import Any
 
 from keras import ops
 
-from elita_tf.ops.arguments import STEP, require_gated_linear_attention
+from elita_tf.ops.arguments import (
+    SEQUENCE,
+    STEP,
+    require_floating,
+    require_positive,
+    require_segments,
+    require_shapes,
+    segments_of,
+)
 from elita_tf.ops.chunking import fit_chunk_size, merge_chunks, split_chunks, state_dtype
 from elita_tf.ops.running import running_sums
 from elita_tf.ops.segments import segment_starts
@@ -44,9 +52,7 @@ def gated_linear_attention_step(
     Rows where boolean `segment_start` (batch,) is true start from the empty state.
     """
     inputs = (query, key, value, log_decay)
-    require_gated_linear_attention(
-        "gated_linear_attention_step", inputs, state, scale, STEP, segments=segment_start
-    )
+    _require("gated_linear_attention_step", inputs, state, scale, STEP, segments=segment_start)
     if segment_start is not None:
         log_decay = _forget(log_decay, segment_start)
     dtype = state_dtype(query, key, value, log_decay)
@@ -71,9 +77,7 @@ def gated_linear_attention_recurrent(
 ) -> tuple[Any, Any]:
     """The definition: `gated_linear_attention_step` in a loop over time."""
     inputs = (query, key, value, log_decay)
-    require_gated_linear_attention(
-        "gated_linear_attention_recurrent", inputs, initial_state, scale, segments=segment_ids
-    )
+    _require("gated_linear_attention_recurrent", inputs, initial_state, scale, segments=segment_ids)
     if segment_ids is not None:
         log_decay = _forget(log_decay, segment_starts(segment_ids))
     initial_state = _initial_state(query, key, value, log_decay, initial_state)
@@ -88,7 +92,9 @@ def gated_linear_attention_recurrent(
         return carry, carry
 
     carry = (ops.zeros_like(inputs[2][0]), initial_state)
-    (_, final_state), (outputs, _) = ops.scan(advance, carry, ops.arange(ops.shape(value)[1]))
+    (_, final_state), (outputs, _) = ops.scan(
+        advance, carry, ops.arange(ops.shape(value)[1], dtype="int32")
+    )
     return ops.moveaxis(outputs, 0, 1), final_state
 
 
@@ -135,7 +141,7 @@ def gated_linear_attention(
     [1.0, 1.5, 1.75]
     """
     inputs = (query, key, value, log_decay)
-    require_gated_linear_attention(
+    _require(
         "gated_linear_attention",
         inputs,
         initial_state,
@@ -158,6 +164,34 @@ def gated_linear_attention(
     )
     outputs = ops.matmul(scores, value) + ops.matmul(query, starts)
     return ops.cast(merge_chunks(outputs, time), outputs_dtype), final_state
+
+
+def _require(
+    owner: str,
+    inputs: tuple[Any, Any, Any, Any],
+    state: Any,
+    scale: Any,
+    axes: str = SEQUENCE,
+    chunk_size: Any = 1,
+    segments: Any = None,
+) -> None:
+    """Check the arguments of any form of `gated_linear_attention`; `axes` are all but the last.
+
+    A step needs a state, the forms over a sequence have an empty one by default.
+    """
+    named = dict(zip(("query", "key", "value", "log_decay"), inputs, strict=True))
+    tensors = {name: (tensor, f"{axes} key_dim") for name, tensor in named.items()}
+    tensors["value"] = named["value"], f"{axes} value_dim"
+    if state is not None or axes == STEP:
+        tensors["state"] = state, "batch heads key_dim value_dim"
+    require_shapes(owner, **tensors, **segments_of(axes, segments))
+    require_floating(owner, **named)
+    require_segments(owner, axes, segments)
+    require_positive(owner, chunk_size=chunk_size)
+    if scale is not None and not isinstance(scale, (int, float)) and not hasattr(scale, "dtype"):
+        raise ValueError(
+            f"`scale` of {owner} multiplies the outputs: expected a number, received {scale!r}."
+        )
 
 
 def _forget(log_decay: Any, start: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from elita_tf.ops.chunking import fit_chunk_size, unpack_upstream
+from elita_tf.ops.chunking import fit_chunk_size, merge_axis, split_axis, unpack_upstream
 
 # Positions in a chunk: with more the loops over positions get long, with fewer that over chunks.
 _CHUNK_SIZE = 32
@@ -64,9 +64,9 @@ def running_maximum(x: Any, initial: Any, starts: Any = None) -> Any:
         after = ops.maximum(since_start(maximum, restarted), ops.take(maxima, chunk, axis=1))
         return after, maximum
 
-    _, before = ops.scan(advance, initial, ops.arange(ops.shape(maxima)[1]))
+    _, before = ops.scan(advance, initial, ops.arange(ops.shape(maxima)[1], dtype="int32"))
     before = since_start(ops.moveaxis(before, 0, 1)[:, :, None], started)
-    return _merge(ops.maximum(chunks, before), ops.shape(x)[1])
+    return merge_axis(ops.maximum(chunks, before), ops.shape(x)[1], axis=1)
 
 
 def decayed_maximum(x: Any, initial: Any, log_decay: Any) -> Any:
@@ -164,8 +164,10 @@ def _recurrence(
         added = ops.fori_loop(0, chunk_size, from_zero, zeros)
         whole = algebra.from_log(ops.sum(log_decay, axis=2))
         starts = _across_chunks(whole, added, initial, reverse, algebra)
-    ends, sums = ops.scan(from_start, starts, ops.arange(chunk_size), reverse=reverse)
-    return [_merge(ops.moveaxis(x, 0, 2), time) for x in sums], [x[:, -1] for x in ends]
+    ends, sums = ops.scan(
+        from_start, starts, ops.arange(chunk_size, dtype="int32"), reverse=reverse
+    )
+    return [merge_axis(ops.moveaxis(x, 0, 2), time, axis=1) for x in sums], [x[:, -1] for x in ends]
 
 
 def _across_chunks(
@@ -180,22 +182,11 @@ def _across_chunks(
             for s, x in zip(sums, added, strict=True)
         ], sums
 
-    chunks = ops.arange(ops.shape(decay)[1])
+    chunks = ops.arange(ops.shape(decay)[1], dtype="int32")
     _, starts = ops.scan(advance, list(initial), chunks, reverse=reverse)
     return [ops.moveaxis(x, 0, 1) for x in starts]
 
 
 def _split(x: Any, padding: float = 0.0) -> Any:
     """(b, t, ...) to (b, n, c, ...), the last chunk filled up with `padding`."""
-    batch, time, *features = ops.shape(x)
-    chunk_size = fit_chunk_size(_CHUNK_SIZE, time)
-    num_chunks = (time + chunk_size - 1) // chunk_size
-    widths = [[0, 0], [0, num_chunks * chunk_size - time]] + [[0, 0]] * len(features)
-    x = ops.pad(x, widths, constant_values=padding)
-    return ops.reshape(x, (batch, num_chunks, chunk_size, *features))
-
-
-def _merge(x: Any, time: Any) -> Any:
-    """(b, n, c, ...) back to (b, t, ...), without the padding."""
-    batch, num_chunks, chunk_size, *features = ops.shape(x)
-    return ops.reshape(x, (batch, num_chunks * chunk_size, *features))[:, :time]
+    return split_axis(x, fit_chunk_size(_CHUNK_SIZE, ops.shape(x)[1]), axis=1, padding=padding)

@@ -109,7 +109,7 @@ def gated_linear_attention_sequence_parallel(
     dtype = state_dtype(query, key, value, log_decay)
     if initial_state is None:
         batch_size, _, num_heads, value_dim = ops.shape(value)
-        initial_state = ops.zeros((batch_size, num_heads, query.shape[-1], value_dim))
+        initial_state = ops.zeros((batch_size, num_heads, query.shape[-1], value_dim), dtype)
     initial_state = ops.cast(initial_state, dtype)
     settings = {"scale": scale, "chunk_size": chunk_size}
 
@@ -136,9 +136,9 @@ def _merged(states: list[Any], log_decays: Any, index: Any) -> Attention2State:
     """
     max_logits, numerators, denominators = states
     # Piece p comes after state j and before piece `index` where j <= p < index.
-    places, ages = ops.arange(len(max_logits)), ops.zeros_like(max_logits)
+    places, ages = ops.arange(len(max_logits), dtype="int32"), ops.zeros_like(max_logits)
     if log_decays is not None:
-        pieces = ops.arange(len(log_decays))
+        pieces = ops.arange(len(log_decays), dtype="int32")
         between = (places[:, None] <= pieces[None, :]) & (pieces < index)[None, :]
         ages = ops.sum(ops.where(between[..., None, None], log_decays[None], 0.0), axis=1)
     ages = ops.where((places <= index)[:, None, None], ages, -float("inf"))

@@ -18,23 +18,6 @@ def slice_size(tokens: Any, elements_per_token: int) -> int:
     return min(size, max(tokens, 1)) if isinstance(tokens, int) else size
 
 
-def split_slices(x: Any, size: int) -> Any:
-    """(tokens, ...) to (slices, size, ...), the last slice filled up with zeros.
-
-    Where no token is known to come, there is one slice of zeros: JAX has no loop over nothing.
-    """
-    num_slices = (ops.shape(x)[0] + size - 1) // size
-    if isinstance(num_slices, int):
-        num_slices = max(num_slices, 1)
-    padding = [[0, num_slices * size - ops.shape(x)[0]]] + [[0, 0]] * (len(x.shape) - 1)
-    return ops.reshape(ops.pad(x, padding), (num_slices, size, *x.shape[1:]))
-
-
-def merge_slices(x: Any, tokens: Any) -> Any:
-    """(slices, size, ...) back to (tokens, ...)."""
-    return ops.reshape(x, (-1, *x.shape[2:]))[:tokens]
-
-
 def map_slices(function: Callable[[Any], Any], num_slices: Any, like: Any) -> Any:
     """`function(index)` of every slice, stacked; `like` has the shape and dtype of one result.
 
@@ -47,7 +30,7 @@ def map_slices(function: Callable[[Any], Any], num_slices: Any, like: Any) -> An
         result = function(index)
         return result, result
 
-    return ops.scan(advance, like, ops.arange(num_slices))[1]
+    return ops.scan(advance, like, ops.arange(num_slices, dtype="int32"))[1]
 
 
 def accumulate_slices(

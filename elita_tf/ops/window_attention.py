@@ -96,10 +96,11 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
 
     Pairs are the keys and the values, and `seen` is (n, b or 1, 1, c).
     """
-    chunks, size = ops.arange(ops.shape(seen)[0]), ops.shape(seen)[3]
+    chunks, size = ops.arange(ops.shape(seen)[0], dtype="int32"), ops.shape(seen)[3]
     # From the queries of a chunk to the window before it and to the chunk itself. What comes after
     # a query is as far away as what no query sees.
-    distance = window + ops.arange(size)[:, None] - ops.arange(window + size)
+    places = ops.arange(window + size, dtype="int32")
+    distance = window + places[:size, None] - places
     distance = ops.where(distance < 0, window, distance)
 
     @ops.custom_gradient

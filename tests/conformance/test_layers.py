@@ -75,7 +75,9 @@ def assert_same(actual: Any, expected: Any, bound: float = 1e-5) -> None:
 
 def test_every_public_layer_has_a_row() -> None:
     public = {name for name, value in vars(layers).items() if isinstance(value, type)}
-    assert {name.split(",")[0] for name in ROWS} == set(layers.__all__) == public
+    assert set(layers.__all__) == public
+    # The base class computes nothing by itself: tests/layers/test_own_mixer.py has one that does.
+    assert {name.split(",")[0] for name in ROWS} == public - {"SequenceMixer"}
 
 
 @EVERY_LAYER

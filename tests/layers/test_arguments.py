@@ -89,7 +89,9 @@ def differs(first: list, second: list) -> bool:
     return any(helpers.relative_error(x, y) > 1e-5 for x, y in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n in elita_tf.layers.__all__ if n != "Streaming"])
+@pytest.mark.parametrize(
+    "name", sorted(set(elita_tf.layers.__all__) - {"Streaming", "SequenceMixer"})
+)
 def test_every_argument_has_a_row(name: str) -> None:
     parameters = inspect.signature(getattr(elita_tf.layers, name).__init__).parameters
     assert set(ROWS[name][1]) == set(parameters) - {"self", "kwargs"}
@@ -157,6 +159,42 @@ def test_registered_for_loading(name: str) -> None:
 def test_a_bad_size_is_named(name: str, argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"`{argument}`.*{name}.*{value!r}"):
         make(name, **{argument: value})
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_misspelt_argument_is_named_with_the_nearest(name: str) -> None:
+    keras_arguments = ("name", "dtype", "trainable", "autocast", "activity_regularizer")
+    for argument in (*ROWS[name][1], *keras_arguments):
+        wrong = argument[:-1]
+        message = rf"{name} has no argument `{wrong}` \(did you mean `{argument}`\?\)"
+        with pytest.raises(ValueError, match=message):
+            getattr(elita_tf.layers, name)(**ROWS[name][0], **{wrong: None})
+    with pytest.raises(ValueError, match="has no argument `zzz`, `num_head.*It takes: .*name"):
+        make(name, zzz=1, num_headd=2)
+
+
+def test_a_misspelt_argument_of_streaming_is_named() -> None:
+    layer = make("GatedLinearAttention")
+    with pytest.raises(ValueError, match=r"Streaming has no argument `nam` \(did you mean `name`"):
+        elita_tf.layers.Streaming(layer, nam="stream")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_arguments_of_keras_are_taken_and_saved(name: str) -> None:
+    cls, arguments = getattr(elita_tf.layers, name), dict(ROWS[name][0])
+    arguments |= {"name": "x", "dtype": "float64", "trainable": False, "autocast": False}
+    layer = cls(**arguments, activity_regularizer="l2")
+    copy = type(layer).from_config(layer.get_config())
+    assert (copy.name, copy.compute_dtype, copy.trainable) == ("x", "float64", False)
+    assert layer.autocast is False and layer.activity_regularizer is not None
+
+
+@pytest.mark.parametrize("name", sorted(set(elita_tf.layers.__all__)))
+def test_build_takes_one_shape_for_every_tensor_of_a_call(name: str) -> None:
+    cls = getattr(elita_tf.layers, name)
+    tensors = set(inspect.signature(cls.call).parameters) - {"self", "mask"}
+    shapes = set(inspect.signature(cls.build).parameters) - {"self"}
+    assert shapes == {f"{tensor}_shape" for tensor in tensors}
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])

@@ -158,6 +158,28 @@ def test_gradients_past_masks_are_finite(factory: Callable) -> None:
 
 
 @LAYERS
+def test_a_nan_at_a_masked_position_has_no_influence(factory: Callable) -> None:
+    layer, inputs, mask = make_layer(factory), make_inputs(), mask_of(MASKS["holes"])
+    weights = [variable.value for variable in layer.trainable_variables]
+    constants = [variable.value for variable in layer.non_trainable_variables]
+    cotangent = np.where(mask[..., None], inputs, 0.0)
+
+    def call(x: np.ndarray, weights: list) -> np.ndarray:
+        outputs, _ = layer.stateless_call(weights, constants, x, mask=mask)
+        return keras.ops.where(mask[..., None], outputs, 0.0)
+
+    def streamed(x: np.ndarray) -> list[np.ndarray]:
+        outputs, state = jitted(layer.call_with_state)(x, layer.get_initial_state(BATCH), mask=mask)
+        return [helpers.leaves(outputs)[0][mask], *helpers.leaves(state)]
+
+    spoilt = np.where(mask[..., None], inputs, np.nan)
+    expected, received = (helpers.vjp(call, [x, weights], [cotangent]) for x in (inputs, spoilt))
+    helpers.assert_finite([*received.outputs, *received.gradients])
+    helpers.assert_close(received, expected, 0.0)
+    helpers.assert_close(streamed(spoilt), streamed(inputs), 0.0)
+
+
+@LAYERS
 @pytest.mark.filterwarnings("error:Layer .* destroy the mask")
 def test_a_mask_of_an_embedding_arrives(factory: Callable) -> None:
     token_ids = np.array([[0, 0, 3, 1, 2], [4, 2, 1, 0, 0]])

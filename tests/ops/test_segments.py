@@ -214,7 +214,7 @@ def test_a_running_maximum_forgets_what_came_before_a_start() -> None:
         (SEGMENT_IDS[:, :-1], "Axis 1 of `segment_ids` has 70 elements, that of .* has 71"),
         (SEGMENT_IDS[:1], "Axis 0 of `segment_ids` has 1 elements"),
         (SEGMENT_IDS.astype("float32"), "`segment_ids` of .* expected integers, received float32"),
-        (SEGMENT_IDS.tolist(), "`segment_ids` is no array"),
+        (SEGMENT_IDS.tolist(), "`segment_ids` is not an array"),
     ],
 )
 def test_mistakes_are_explained(name: str, wrong: Any, message: str) -> None:
