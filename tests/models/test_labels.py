@@ -20,7 +20,8 @@ def make_model(**compiled: Any) -> ElitaCausalLM:
     keras.utils.set_random_seed(3)
     backbone = ElitaBackbone(VOCABULARY, num_layers=1, hidden_dim=8, num_heads=2, mixers="softmax")
     model = ElitaCausalLM(randomized(backbone, scale=0.4))
-    model.compile(keras.optimizers.SGD(0.5), **{"jit_compile": helpers.QUICKEST, **compiled})
+    quickest = {"jit_compile": helpers.QUICKEST, "run_eagerly": not helpers.QUICKEST}
+    model.compile(keras.optimizers.SGD(0.5), **(compiled or quickest))
     return model
 
 

@@ -103,6 +103,7 @@ def make_model(**kwargs: Any) -> ElitaCausalLM:
 def test_the_layer_is_the_equation() -> None:
     layer = MovingAverage(decay=0.75)
     x = np.random.default_rng(1).normal(size=(2, 5, 3)).astype("float32")
+    layer.build(x.shape)
     mask = np.array([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], "bool")
     received = np.array(jitted(layer)(x, mask=mask))
     for row in range(2):
