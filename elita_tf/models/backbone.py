@@ -25,14 +25,12 @@ from elita_tf.ops.arguments import require_positive
 # How `get_layout_map` cuts weights over the devices of a mesh. Heads, inner features and the
 # vocabulary are cut; what writes into the residual stream is cut along the axis that is summed
 # over, so that a branch needs one sum over the devices. All other weights are on every device.
+# Keras wants one pattern at most to match a path.
+_MIXER = r".*_(attention2|attention2_query|attention2_gated|gla|softmax)"
 _LAYOUTS = {
-    r".*/(query|key|value|logits|gate_up|output_gate)/kernel": (None, "model", None),
-    r".*/decay/kernel": (None, "model"),
-    r".*_(attention2|attention2_query|attention2_gated|gla|softmax)/output/kernel": (
-        "model",
-        None,
-        None,
-    ),
+    _MIXER + r"/(query|key|value|logits|gate_up|output_gate)/kernel": (None, "model", None),
+    _MIXER + r"/decay/kernel": (None, "model"),
+    _MIXER + r"/output/kernel": ("model", None, None),
     r".*_feed_forward2/first/kernel": (None, "model"),
     r".*_feed_forward2/first/bias": ("model",),
     r".*_feed_forward2/kernel": ("model", None, None),
