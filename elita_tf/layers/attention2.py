@@ -147,7 +147,7 @@ class Attention2(SequenceMixer):
 
     def _create_decay(self, inputs_shape: tuple[int | None, ...]) -> None:
         bias = half_life_bias(spread_half_lives(self.half_lives, self.num_heads))
-        # Not of the policy's dtype: of a long half-life, bfloat16 would keep two digits.
+        # Not in the policy's dtype: bfloat16 would keep two digits of a long half-life.
         self.decay_bias = self.add_weight(
             (self.num_heads,),
             keras.initializers.Constant(bias),

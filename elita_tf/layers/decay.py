@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-# Of the last head, which so starts by forgetting nothing that matters.
+# The half-life of the last head, which at first forgets almost nothing.
 _LONGEST_HALF_LIFE = 65_536.0
 
 

@@ -22,7 +22,7 @@ class FeedForward2(keras.layers.Layer):
         inner_dim: features of the first factor; by default the input width.
         rank: features of the second factor.
         activation: of both factors.
-        kernel_initializer: for W_1, W_2 and W_3; W_3 as the (inner * rank, hidden) matrix it is.
+        kernel_initializer: for W_1, W_2 and W_3, which counts as an (inner * rank, hidden) matrix.
         kernel_regularizer: for W_1, W_2 and W_3.
 
     Call arguments:

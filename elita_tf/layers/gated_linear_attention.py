@@ -13,11 +13,11 @@ from elita_tf.layers.projection import projection
 from elita_tf.ops import gated_linear_attention, gated_linear_attention_step
 from elita_tf.ops.arguments import require_positive
 
-# With fewer key features, the square of scores is what a chunk costs, and short ones are faster.
+# With fewer key features, most of a chunk's cost is its square of scores: short ones are faster.
 _NARROW_KEY_DIM = 32
 _CHUNK_SIZE, _NARROW_CHUNK_SIZE = 64, 16
 
-# What reads the decay from the input, and what does not.
+# The gates that read the decay from the input, and those that do not.
 _READ_GATES, _CONSTANT_GATES = ("vector", "scalar"), ("fixed", None)
 
 
@@ -121,7 +121,7 @@ class GatedLinearAttention(SequenceMixer):
         self.gate_normalizer = gate_normalizer
         self.chunk_size = chunk_size
         self.gate = gate
-        # A saved configuration comes back with a list.
+        # A saved configuration holds a list.
         self.half_lives = None if half_lives is None else tuple(half_lives)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)

@@ -15,8 +15,8 @@ def projection(
 ) -> keras.layers.EinsumDense:
     """An EinsumDense with the dtype policy, the initializer and the regularizer of its owner.
 
-    It has the dtype policy so that mixed precision, LoRA and int8 reach it; the mask of its input
-    stays with the owner's.
+    The dtype policy lets mixed precision, LoRA and int8 reach it. It "supports masking" so that
+    Keras does not warn of a mask that is lost: the owner uses the mask and passes it on.
     """
     layer = keras.layers.EinsumDense(
         equation,

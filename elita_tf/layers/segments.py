@@ -30,7 +30,7 @@ def require_state(layer: Any, state: Any, keys: set[str]) -> None:
 
 
 def number_segments(segment_ids: Any, mask: Any = None) -> Any:
-    """Number the segments of each row, so that masked positions need no attention any more.
+    """Number the segments of each row, masked positions included.
 
     A masked position gets the number of the real one before it. A real position begins a segment
     where its id differs from that of the last real position.

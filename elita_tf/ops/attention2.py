@@ -172,7 +172,7 @@ def attention2(
         `Attention2State`. Where nothing is kept, the output is the value itself.
 
     Raises:
-        ValueError: shapes that do not fit together, or no floating-point numbers.
+        ValueError: shapes that do not fit together, or an array that is not floating-point.
 
     Example:
 
@@ -249,7 +249,7 @@ def _cast(dtype: str, *tensors: Any) -> list[Any]:
 
 
 def _anchors(key_logits: Any, log_decay: Any, initial: Any, starts: Any) -> tuple[Any, Any]:
-    """max_logit, as a constant, that every position finds and leaves, both (batch, time, heads)."""
+    """max_logit before and after every position, as constants, both (batch, time, heads)."""
     key_logits, initial = ops.stop_gradient(key_logits), ops.stop_gradient(initial)
     if log_decay is None:
         maxima = running_maximum(key_logits, initial, starts)
@@ -263,8 +263,8 @@ def _anchors(key_logits: Any, log_decay: Any, initial: Any, starts: Any) -> tupl
 def _final_maximum(key_logits: Any, log_decay: Any, initial: Any, before: Any, maxima: Any) -> Any:
     """The last of the constant maxima, with its gradient put back.
 
-    It is the key logit of the last position that raised the maximum, or the initial one, and the
-    log-decays after that.
+    Its value is the key logit of the last position that raised the maximum (or else the initial
+    maximum), plus the log-decays after that position.
     """
     earlier = before if log_decay is None else before + log_decay
     positions = ops.arange(ops.shape(maxima)[1], dtype="int32")[None, :, None]

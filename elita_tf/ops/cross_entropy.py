@@ -34,7 +34,7 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
         A float32 scalar (float64 if `hidden` is), in nats; 0 if all weights are 0.
 
     Raises:
-        ValueError: shapes that do not fit together, or no floating-point numbers.
+        ValueError: shapes that do not fit together, or an array that is not floating-point.
 
     Example:
 
@@ -141,8 +141,8 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
 def _add_products(d_kernel: Any, row: Any, d_logits: Any, num_blocks: int) -> Any:
     """The kernel's gradient with a slice's added: transposed in one piece, or block by block.
 
-    The transpose is that of the small operand: that of the logits would be a pass over them. Large
-    kernels pay for it, as the pieces need no second array of the kernel's size.
+    Only the small operand is transposed: to transpose the logits would be one more pass over them.
+    A large kernel is added to block by block, which avoids a second array of its size.
     """
     transposed = ops.transpose(row)
     if num_blocks == 1:

@@ -28,7 +28,7 @@ def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
         (..., hidden).
 
     Raises:
-        ValueError: shapes that do not fit together, or no floating-point numbers.
+        ValueError: shapes that do not fit together, or an array that is not floating-point.
 
     Example:
 

@@ -128,8 +128,8 @@ def gated_linear_attention(
         float32 (float64 if any input is float64).
 
     Raises:
-        ValueError: shapes that do not fit together, no floating-point numbers, or a `chunk_size`
-            that is no integer of at least 1.
+        ValueError: shapes that do not fit together, an array that is not floating-point, or a
+            `chunk_size` that is not an integer of at least 1.
 
     Example:
 
@@ -202,7 +202,7 @@ def _forget(log_decay: Any, start: Any) -> Any:
 def _carry(log_decay: Any, increments: Any, state: Any) -> tuple[Any, Any]:
     """The states before every chunk, (b, n, h, k, v), and the one after the last."""
     if log_decay.shape[1] == 1:
-        # XLA would take seconds to find out what the gradient of the loop over chunks is: nothing.
+        # A loop over one chunk carries nothing, but XLA would take seconds to find that out.
         return state[:, None], ops.exp(log_decay[:, 0]) * state + increments[:, 0]
     (ends,), (final_state,) = running_sums(log_decay, [increments], [state])
     return ops.concatenate([state[:, None], ends[:, :-1]], axis=1), final_state

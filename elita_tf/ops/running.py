@@ -3,7 +3,7 @@
 Time is cut into chunks. A loop over the positions of a chunk advances all chunks at once, from
 zero; a loop over the chunks carries what each has added from one to the next; and a second loop
 over positions, from there, gives the results. So the loops are short, whatever the length, and
-each of their steps works on much.
+each of their steps works on many positions at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +37,8 @@ _MAXIMA = Algebra(ops.maximum, -float("inf"), ops.add, 0.0, lambda log_decay: lo
 def running_maximum(x: Any, initial: Any, starts: Any = None) -> Any:
     """The largest of `initial` (b, ...) and all up to each position of `x` (b, t, ...).
 
-    With boolean `starts`, of the rank of `x`, what comes before a position that is one is
-    forgotten there. Numbers may be integers.
+    Where boolean `starts`, of the rank of `x`, is true, everything before that position is
+    forgotten. Numbers may be integers.
     """
     lowest = -float("inf") if keras.backend.is_float_dtype(x.dtype) else _LOWEST_INTEGER
     chunks = _split(x, padding=lowest)
@@ -107,8 +107,9 @@ def _running_sums(count: int) -> Any:
 
         def grad(*upstream: Any) -> tuple[Any, ...]:
             upstream = unpack_upstream(upstream)
-            # What a position receives, it passes on to its increment and, decayed, to the one
-            # before: the same recurrence backwards, with the decay of the position after.
+            # A position passes the gradient that it receives to its increment and, decayed, to
+            # the position before it. So the gradients are the same recurrence backwards, with the
+            # decay of the position after.
             _, decay = decays
             after = [
                 ops.concatenate([x[:, 1:], ops.full_like(x[:, :1], one)], axis=1)

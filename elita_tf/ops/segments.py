@@ -1,7 +1,7 @@
 """Segments: documents packed one after the other into a row, which do not see one another.
 
 A segment begins where `segment_ids` differ from the position before. The first position of a call
-begins none: it continues that of the initial state, which may be empty.
+continues the segment of the initial state, which may be empty.
 """
 
 from typing import Any

@@ -143,7 +143,7 @@ def _merged(states: list[Any], log_decays: Any, index: Any) -> Attention2State:
         ages = ops.sum(ops.where(between[..., None, None], log_decays[None], 0.0), axis=1)
     ages = ops.where((places <= index)[:, None, None], ages, -float("inf"))
     max_logit = ops.max(max_logits + ages, axis=0)
-    # An empty state weighs nothing, also where all are empty.
+    # An empty state has weight 0, even if all states are empty.
     kept = (max_logits > -float("inf")) & (ages > -float("inf"))
     weights = ops.exp(ops.where(kept, max_logits - max_logit + ages, -float("inf")))
     return Attention2State(

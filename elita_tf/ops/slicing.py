@@ -13,7 +13,7 @@ _MIN_TOKENS = 256
 
 
 def slice_size(tokens: Any, elements_per_token: int) -> int:
-    """Tokens in a slice; no more than a static number of `tokens`."""
+    """The number of tokens in a slice: at most `tokens`, if that number is known."""
     size = max(_MIN_TOKENS, _ELEMENTS // elements_per_token)
     return min(size, max(tokens, 1)) if isinstance(tokens, int) else size
 
@@ -97,7 +97,7 @@ def _next(index: Any, computed: Any) -> Any:
     """index + 1, once `computed` is there.
 
     Without the wait, TensorFlow would work on ten slices at a time, each with its own
-    intermediate product. What is compared is never true, and so 0.
+    intermediate product. The comparison is never true, so what is added is 0.
     """
     waited = ops.cast(ops.reshape(computed, (-1,))[0] < -float("inf"), "int32")
     return index + 1 + waited

@@ -7,7 +7,7 @@ from keras import ops
 
 from elita_tf.ops.chunking import merge_chunks, split_chunks, state_dtype
 
-# Queries at a time. With more of them more scores are made in vain, with fewer the loop gets long.
+# Queries in a chunk. Larger chunks compute more scores in vain, smaller ones make the loop long.
 _CHUNK_SIZE = 128
 
 
@@ -18,9 +18,10 @@ def window_attention(
 
         y_t = sum_s softmax_s(query_t . key_s) value_s,        0 <= t - s < seen_t <= window
 
-    Up to a window's length the scores of all pairs are made at once. Beyond, or if the length is
-    unknown, a loop makes those of a chunk of queries with the keys that these may see. None are
-    kept: the backward is a loop from the last chunk to the first that makes them anew.
+    Up to a window's length, the scores of all pairs are computed at once. For longer or unknown
+    lengths, a loop computes the scores of one chunk of queries at a time, with the keys that these
+    queries may see. The scores are not kept: the backward pass is a loop from the last chunk to the
+    first, which computes them again.
 
     Args:
         query: (b, t, h, v), already scaled.
@@ -97,8 +98,8 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
     Pairs are the keys and the values, and `seen` is (n, b or 1, 1, c).
     """
     chunks, size = ops.arange(ops.shape(seen)[0], dtype="int32"), ops.shape(seen)[3]
-    # From the queries of a chunk to the window before it and to the chunk itself. What comes after
-    # a query is as far away as what no query sees.
+    # The distances from the queries of a chunk to the keys of the window before it and of the chunk
+    # itself. A key after the query gets the distance `window`, which no query sees.
     places = ops.arange(window + size, dtype="int32")
     distance = window + places[:size, None] - places
     distance = ops.where(distance < 0, window, distance)
@@ -114,7 +115,7 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
             key, value = ops.unstack(
                 ops.slice(pairs, (zero, zero, zero, index * size, zero), sizes), 2
             )
-            # A softmax over nothing is no number: what is not real sees one position.
+            # A softmax over no position would be NaN, so a masked query sees one position.
             reach = ops.maximum(ops.take(seen, index, axis=0), 1)
             return distance < reach[..., None], ops.take(query, index, axis=0), key, value
 
@@ -128,7 +129,8 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
                 # The carry is what later chunks give to the window before the next one.
                 d_pairs += ops.pad(carry[0], [[0, 0]] * 3 + [[size, 0], [0, 0]])
                 before, own = d_pairs[..., :window, :], d_pairs[..., window:, :]
-                # As much is stacked as is carried; of what needs no stack, the same zeros.
+                # `scan` stacks something for every part of the carry: zeros where the stack is
+                # not needed.
                 return (before, own, d_query), (start[0], own, d_query)
 
             like = pairs[..., :window, :], pairs[..., :size, :], query[0]
