@@ -29,6 +29,10 @@ PARTS = {
         {"data"},
         {"huggingface_hub", "keras_hub", "numpy", "pyarrow", "sentencepiece", "tensorflow"},
     ),
+    "runs": (
+        {"callbacks", "data", "models", "ops", "optimizers", "runs", "schedules"},
+        {"keras", "keras_hub", "numpy", "tensorflow"},
+    ),
 }
 EXCEPTIONS = {
     "layers/decay.py": {"numpy"},
@@ -38,10 +42,23 @@ EXCEPTIONS = {
     "models/programs.py": {"tensorflow"},
     "models/tokenizer.py": {"numpy", "tensorflow"},
     "ops/sequence_parallel.py": {"jax"},
+    "runs/devices.py": {"jax"},
+    "runs/generation.py": {"tensorflow_text"},
+    "runs/publish.py": {"h5py"},
+    "runs/results.py": {"matplotlib"},
 }
 
 PUBLIC = {
-    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "optimizers", "schedules"},
+    "elita_tf": {
+        "callbacks",
+        "data",
+        "layers",
+        "models",
+        "ops",
+        "optimizers",
+        "runs",
+        "schedules",
+    },
     "elita_tf.callbacks": {
         "Checkpoint",
         "Checkpoints",
@@ -90,6 +107,7 @@ PUBLIC = {
         "export_saved_model",
         "load_gpt2_embeddings",
     },
+    "elita_tf.runs": {"Recipe", "load_recipe", "load_run"},
     "elita_tf.data": {
         "SPLITS",
         "Corpus",

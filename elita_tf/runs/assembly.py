@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from recipe import Recipe, load_recipe
 
 from elita_tf.callbacks import KeepWeights
 from elita_tf.data import (
@@ -37,6 +36,7 @@ from elita_tf.models import (
     load_gpt2_embeddings,
 )
 from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW, MonitoredMuon
+from elita_tf.runs.recipe import Recipe, load_recipe
 from elita_tf.schedules import CappedInverseSqrt
 
 # Names of variables that weight decay leaves alone.

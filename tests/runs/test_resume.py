@@ -1,6 +1,6 @@
 """Runs killed in child processes end as if nothing had happened.
 
-The long form: python -m pytest --soak -s tests/training/test_resume.py
+The long form: python -m pytest --soak -s tests/runs/test_resume.py
 """
 
 import csv
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import train as script
 
 from elita_tf.callbacks import newest_checkpoint
 from elita_tf.callbacks.checkpoint_files import UNFINISHED
+from elita_tf.runs import training as script
 
 ROOT = Path(__file__).parents[2]
 # No child may finish its run before it is killed.

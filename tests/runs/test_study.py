@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import study
-from assembly import build_model
-from recipe import load_recipe
+
+from elita_tf.runs import study
+from elita_tf.runs.assembly import build_model
+from elita_tf.runs.recipe import load_recipe
 
 
 @pytest.fixture

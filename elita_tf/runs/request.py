@@ -5,12 +5,10 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-import devices
-import run_folder
-from assembly import Parts, assemble
-from recipe import Recipe, load_recipe
-
 from elita_tf.callbacks import Checkpoint
+from elita_tf.runs import devices, run_folder
+from elita_tf.runs.assembly import Parts, assemble
+from elita_tf.runs.recipe import Recipe, load_recipe
 
 DEFAULT = "quickstart"
 
@@ -33,7 +31,7 @@ def read_request(description: str, arguments: list[str] | None = None) -> Reques
             wrong.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--recipe", help=f"name in training/recipes, or file; default: {DEFAULT}")
+    parser.add_argument("--recipe", help=f"name of a recipe, or a file; default: {DEFAULT}")
     parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
     parser.add_argument("--run_dir", type=Path, help="default: runs/<recipe>")
     parser.add_argument("--devices", default="one", help="one, data, model=K or tpu: devices.py")

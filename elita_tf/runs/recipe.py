@@ -111,7 +111,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Reads a recipe and checks it.
 
     Args:
-        name: a file in `training/recipes` without its `.toml`, or a path.
+        name: of a recipe of the package (see `elita_tf/runs/recipes`), or the path of a file.
         overrides: `key=value`, the value written as in TOML; quotes of strings may be left out. A
             key of a table is `table.key`.
 

@@ -1,5 +1,6 @@
 import pytest
-from recipe import FOLDER, Recipe, load_recipe
+
+from elita_tf.runs.recipe import FOLDER, Recipe, load_recipe
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 

@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
-from recipe import Recipe
+
+from elita_tf.runs.recipe import Recipe
 
 # Heads, inner features and the vocabulary are cut; what writes into the residual stream is cut
 # along the axis that is summed over, so that a block needs one sum over the devices a branch.

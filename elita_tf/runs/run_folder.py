@@ -14,11 +14,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from recipe import Recipe, checked_recipe, load_recipe
 
 from elita_tf.callbacks import Checkpoint, newest_checkpoint
 from elita_tf.data import Tokenizer
 from elita_tf.data.cache import atomic_path
+from elita_tf.runs.recipe import Recipe, checked_recipe, load_recipe
 
 PACKAGES = ("elita_tf", "keras", "keras-hub", "tensorflow", "numpy", "sentencepiece")
 RESULTS = ("summary.json", "sample.txt", "evaluation-*.json", "preset")

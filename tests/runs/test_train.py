@@ -6,13 +6,13 @@ import shutil
 import keras
 import numpy as np
 import pytest
-import run_folder
-import train as script
-from assembly import assemble, build_model
-from recipe import load_recipe
 
 from elita_tf.callbacks import newest_checkpoint
 from elita_tf.data import load_tokenizer
+from elita_tf.runs import run_folder
+from elita_tf.runs import training as script
+from elita_tf.runs.assembly import assemble, build_model
+from elita_tf.runs.recipe import load_recipe
 
 
 def test_the_run_folder_is_complete(run_dir):
