@@ -23,7 +23,7 @@ SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3
 .PHONY: help train study test test-jax soak bench notebooks lint clean
 
 help:
-	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in elita_tf/runs/recipes or a file"
+	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name (elita recipes) or a file"
 	@echo "make study DATA_DIR=... [STUDY=short]      train what docs/results.md compares: hours, or one with short"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
 	@echo "make test-jax [ARGS=...]                   run those of the Keras backend's work on JAX"

@@ -70,6 +70,7 @@ PUBLIC = {
         "StopOnSignal",
         "Stopped",
         "TrainingLog",
+        "ValidateAverages",
         "newest_checkpoint",
     },
     "elita_tf.ops": {
@@ -107,7 +108,16 @@ PUBLIC = {
         "export_saved_model",
         "load_gpt2_embeddings",
     },
-    "elita_tf.runs": {"Recipe", "load_recipe", "load_run"},
+    "elita_tf.runs": {
+        "Recipe",
+        "TrainingSetup",
+        "assemble",
+        "evaluate",
+        "load_recipe",
+        "load_run",
+        "recipe_names",
+        "train",
+    },
     "elita_tf.data": {
         "SPLITS",
         "Corpus",

@@ -1,9 +1,9 @@
-"""Evaluates a trained run on a split: python training/evaluate.py --run_dir runs/quickstart."""
+"""The losses of a trained run on a split of its corpus, and the command `elita evaluate`."""
 
-import argparse
 import json
 import logging
 import math
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from elita_tf.data import (
 from elita_tf.models import ElitaCausalLM
 from elita_tf.runs import run_folder
 from elita_tf.runs.assembly import compiled, find_documents, load_trained, packed
+from elita_tf.runs.command_line import command_parser, explained, path
 from elita_tf.runs.recipe import load_recipe
 
 logger = logging.getLogger(__name__)
@@ -115,14 +116,29 @@ def bucket_losses(sums: np.ndarray, counts: np.ndarray) -> list[dict[str, float]
     return buckets
 
 
-def evaluate_run(
-    run_dir: Path,
-    data_dir: Path | None,
-    split: str,
-    context_length: int | None,
+def evaluate(
+    run_dir: Path | str,
+    data_dir: Path | str | None = None,
+    split: str = "test",
+    context_length: int | None = None,
     carry_state: bool = False,
 ) -> dict[str, object]:
-    """Evaluates the best weights of a run, or the last ones of a run without validation."""
+    """Evaluates the best weights of a run, or the last ones of a run without validation.
+
+    Args:
+        run_dir: the folder of the run.
+        data_dir: with `wiki.train.raw`, `wiki.valid.raw` and `wiki.test.raw`, for WikiText.
+        split: "train", "valid" or "test".
+        context_length: of the windows; by default the recipe's.
+        carry_state: score the split as one stream, each window from the state before it.
+
+    Returns:
+        The loss in nats per token and what follows from it.
+
+    Raises:
+        ValueError, OSError, ImportError: for what a folder can have wrong.
+    """
+    run_dir = Path(run_dir).expanduser()
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     text = load_corpus(recipe.corpus, data_dir)[split]
@@ -144,24 +160,38 @@ def evaluate_run(
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, evaluates, prints and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run_dir", type=Path, required=True, help="folder that train.py wrote")
-    parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
-    parser.add_argument("--split", choices=SPLITS, default="test")
+def main(arguments: list[str] | None = None) -> int:
+    """The command `elita evaluate`: prints the figures and writes them into the run folder.
+
+    Returns:
+        0; 1 where the figures could not be written.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = command_parser(
+        "evaluate",
+        "Computes the loss of a run on a split of its corpus, and writes it into the run folder.",
+        "--run_dir runs/quickstart",
+        "--run_dir runs/quickstart --split valid --context 1024",
+        "--run_dir runs/elita --data_dir wikitext-2-raw --carry_state",
+    )
+    parser.add_argument("--run_dir", type=path, required=True, help="folder of `elita train`")
+    parser.add_argument("--data_dir", type=path, help="folder with wiki.{train,valid,test}.raw")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument("--context", type=int, help="window length; default: the recipe's")
     parser.add_argument("--carry_state", action="store_true", help="score the split as one stream")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.context is not None and options.context < 1:
         parser.error(f"--context {options.context}: expected at least 1")
-    try:
-        figures = evaluate_run(
+    with explained(parser):
+        figures = evaluate(
             options.run_dir, options.data_dir, options.split, options.context, options.carry_state
         )
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-    name = f"evaluation-{options.split}{'-carried' * options.carry_state}.json"
-    run_folder.write_json(options.run_dir / name, figures)
     print(json.dumps(figures, indent=2))
+    name = f"evaluation-{options.split}{'-carried' * options.carry_state}.json"
+    try:
+        run_folder.record(options.run_dir, name)
+        run_folder.write_json(options.run_dir / name, figures)
+    except OSError as error:
+        print(f"elita evaluate: {name} could not be written: {error}", file=sys.stderr)
+        return 1
+    return 0

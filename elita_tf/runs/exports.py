@@ -1,13 +1,12 @@
-"""Exports a run: python training/export.py --run_dir runs/quickstart --format saved_model."""
+"""The exports of a trained model as files, and the command `elita export`."""
 
-import argparse
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from elita_tf.models import export_litert, export_onnx, export_saved_model
+from elita_tf.runs.command_line import add_model_source, command_parser, explained, path
 from elita_tf.runs.generation import load_model
 
 FORMATS: dict[str, tuple[str, Callable[[Any, Path], None]]] = {
@@ -18,26 +17,27 @@ FORMATS: dict[str, tuple[str, Callable[[Any, Path], None]]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, exports, says where to."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run_dir", type=Path, help="folder that train.py wrote")
-    source.add_argument("--preset", help="KerasHub preset: a folder or an hf:// handle")
-    parser.add_argument("--format", choices=sorted(FORMATS), default="saved_model")
-    parser.add_argument("--output", type=Path, help="default: within the run folder")
-    options = parser.parse_args(arguments)
+    """The command `elita export`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = command_parser(
+        "export",
+        "Writes a model for use without this package: whole as a SavedModel, or its one-token "
+        "step for LiteRT or ONNX.",
+        "--run_dir runs/quickstart",
+        "--run_dir runs/quickstart --format onnx --output step.onnx",
+        "--preset elita_wikitext2 --output served",
+    )
+    add_model_source(parser)
+    parser.add_argument("--format", choices=sorted(FORMATS), default="saved_model")
+    parser.add_argument("--output", type=path, help="default: within the run folder")
+    options = parser.parse_args(arguments)
     name, write = FORMATS[options.format]
     output = options.output or (options.run_dir and options.run_dir / name)
     if output is None:
         parser.error("--output: expected where to write to, as there is no run folder")
-    try:
+    with explained(parser):
         model = load_model(options)
         print(f"Writing {output}")
-        if output.is_dir():
-            shutil.rmtree(output)
         write(model, output)
-    except (ImportError, OSError, ValueError) as error:
-        parser.error(str(error))
-    files = sorted(path for path in [output, *output.rglob("*")] if path.is_file())
+    files = [path for path in (output, *output.rglob("*")) if path.is_file()]
     print(f"Written: {sum(path.stat().st_size for path in files):,} bytes")

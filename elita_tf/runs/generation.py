@@ -1,6 +1,8 @@
-"""Prints a sample as it is made: python training/generate.py --run_dir runs/quickstart."""
+"""Texts token by token, what is kept of a trained model, and the command `elita generate`."""
 
 import argparse
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from elita_tf.models import ElitaCausalLM
+from elita_tf.runs import run_folder
 from elita_tf.runs.assembly import compiled, load_run
+from elita_tf.runs.command_line import add_model_source, command_parser, explained, path
 
 SAMPLE_TOKENS = 120
 # What each takes of the temperature and the seed.
@@ -58,7 +62,7 @@ def live(model: ElitaCausalLM) -> Decoder:
 
 
 def served(folder: Path) -> Decoder:
-    """The decoder of a SavedModel that `export.py` wrote.
+    """The decoder of a SavedModel that `elita export` wrote.
 
     A SavedModel is a program, which TensorFlow runs: load none from a source that you do not trust.
     Run folders and presets hold no code.
@@ -128,46 +132,51 @@ def stream(
             logits, state = decoder.step(token, state)
 
 
-def keep_for_use(run_dir: Path) -> None:
+def keep_for_use(run_dir: Path, model: ElitaCausalLM) -> None:
     """Writes what a run is for into its folder: `preset`, and a text in `sample.txt`."""
-    model = load_run(run_dir)
-    model.save_to_preset(str(run_dir / "preset"))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_to_preset(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        names = [f"{run_folder.PRESET}/{path.relative_to(folder).as_posix()}" for path in files]
+        run_folder.record(run_dir, run_folder.SAMPLE, *names)
+        shutil.copytree(folder, run_dir / run_folder.PRESET, dirs_exist_ok=True)
     sample = "".join(stream(live(model), "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
-    (run_dir / "sample.txt").write_text(sample, encoding="utf-8")
-    print(f"A sample of {SAMPLE_TOKENS} tokens: {sample}")
+    (run_dir / run_folder.SAMPLE).write_text(sample, encoding="utf-8")
 
 
 def load_model(options: argparse.Namespace) -> ElitaCausalLM:
     """The model of `--run_dir` or `--preset`."""
     if options.preset is None:
         return load_run(options.run_dir)
-    return ElitaCausalLM.from_preset(str(options.preset))
+    return ElitaCausalLM.from_preset(options.preset)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads the command line, generates, prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run_dir", type=Path, help="folder that train.py wrote")
-    source.add_argument("--preset", help="KerasHub preset: a folder or an hf:// handle")
-    source.add_argument("--saved_model", type=Path, help="folder that export.py wrote")
+    """The command `elita generate`."""
+    parser = command_parser(
+        "generate",
+        "Prints a text of a model, token by token.",
+        '--preset elita_wikitext2 --prompt "The"',
+        '--run_dir runs/quickstart --prompt "The" --sampler greedy --max_length 60',
+        '--saved_model runs/quickstart/saved_model --prompt "The" --seed 1',
+    )
+    source = add_model_source(parser)
+    source.add_argument("--saved_model", type=path, help="a folder that `elita export` wrote")
     parser.add_argument("--prompt", default="\n", help="what to go on from; default: a line end")
     parser.add_argument("--max_length", type=int, default=200, help="tokens, the prompt's included")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="top_p")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: safer words")
     parser.add_argument("--seed", type=int, help="the same seed gives the same sample")
     options = parser.parse_args(arguments)
     if options.temperature <= 0:
         parser.error(f"--temperature {options.temperature}: expected a number above 0")
-    try:
+    times = []
+    with explained(parser):
         decoder = served(options.saved_model) if options.saved_model else live(load_model(options))
         sampler = SAMPLERS[options.sampler](options.temperature, options.seed)
-        times = []
         for piece in stream(decoder, options.prompt, options.max_length, sampler):
             print(piece, end="", flush=True)
             times.append(time.perf_counter())
-    except (ImportError, OSError, ValueError, tf.errors.InvalidArgumentError) as error:
-        parser.error(str(error))
     print()
     # The first two tokens wait for the tracing of their graphs.
     if len(times) > 4:

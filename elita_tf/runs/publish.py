@@ -1,11 +1,10 @@
-"""Makes a run a preset of the package: python training/publish.py --run_dir DIR --data_dir DIR.
+"""Makes a run a preset of the package, `elita publish --run_dir DIR --data_dir DIR`, in a clone.
 
 It writes the preset with float16 weights and its model card into `elita_tf/presets/NAME`, and
 validation windows, on which a test holds the card to its word, into `tests/models/NAME`. Both hold
 text or weights made from WikiText, whose licence goes with them.
 """
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -19,7 +18,8 @@ import numpy as np
 from elita_tf.data import encode_split, load_corpus, load_tokenizer
 from elita_tf.models import ElitaCausalLM
 from elita_tf.runs.assembly import load_run
-from elita_tf.runs.evaluation import evaluate_run
+from elita_tf.runs.command_line import command_parser, path
+from elita_tf.runs.evaluation import evaluate
 from elita_tf.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ A decoder language model of {parameters:,} parameters with a state of constant s
 {source}, raw; {steps:,} steps of {batch_size} windows of {context_length} tokens:
 
     {command}
-    python training/publish.py --run_dir RUN --data_dir DIR
+    elita publish --run_dir RUN --data_dir DIR
 
 ## Figures
 
@@ -119,7 +119,7 @@ def card(name: str, run_dir: Path, data_dir: Path | None, loss: float) -> str:
     """The model card."""
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     figures = [
-        evaluate_run(run_dir, data_dir, split, context)
+        evaluate(run_dir, data_dir, split, context)
         for split, context in (("valid", 256), ("test", 256), ("test", 16_384))
     ]
     rows = [
@@ -137,7 +137,7 @@ def card(name: str, run_dir: Path, data_dir: Path | None, loss: float) -> str:
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         command=(
-            f"python training/train.py --recipe {recipe.architecture.replace('_', '-')}"
+            f"elita train --recipe {recipe.architecture.replace('_', '-')}"
             f"-wikitext2-tuned --data_dir DIR --run_dir RUN --set {overrides}"
         ),
         rows="\n".join(rows),
@@ -150,9 +150,9 @@ def card(name: str, run_dir: Path, data_dir: Path | None, loss: float) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the preset, its card and the windows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run_dir", type=Path, required=True, help="folder that train.py wrote")
-    parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
+    parser = command_parser("publish", __doc__, "--run_dir runs/best --data_dir wikitext-2-raw")
+    parser.add_argument("--run_dir", type=path, required=True, help="folder of `elita train`")
+    parser.add_argument("--data_dir", type=path, help="folder with wiki.{train,valid,test}.raw")
     parser.add_argument("--name", default="elita_wikitext2", help="of the preset")
     options = parser.parse_args(arguments)
     preset = ROOT / "elita_tf" / "presets" / options.name

@@ -1,16 +1,14 @@
-"""What the command line of train.py asks for: a new run, or to go on with one."""
+"""The beginning of a run: is it a new one, or does it go on; and everything that it needs."""
 
-import argparse
-import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from elita_tf.callbacks import Checkpoint
 from elita_tf.runs import devices, run_folder
-from elita_tf.runs.assembly import Parts, assemble
-from elita_tf.runs.recipe import Recipe, load_recipe
-
-DEFAULT = "quickstart"
+from elita_tf.runs.assembly import TrainingSetup, assemble
+from elita_tf.runs.recipe import Recipe
 
 
 class Request(NamedTuple):
@@ -18,54 +16,47 @@ class Request(NamedTuple):
 
     run_dir: Path
     recipe: Recipe
-    parts: Parts
+    setup: TrainingSetup
     checkpoint: Checkpoint | None
-    place: devices.Place
+    devices: devices.Devices
 
 
-def read_request(description: str, arguments: list[str] | None = None) -> Request | None:
-    """Reads the command line; None when the run is finished already, which it prints.
+class Mode(NamedTuple):
+    """How a run treats what its folder holds.
+
+    resume: only go on, and begin nothing.
+    restart: begin anew, and delete what the run in the folder wrote.
+    force: go on although the recipe or the text has changed.
+    """
+
+    resume: bool = False
+    restart: bool = False
+    force: bool = False
+
+
+@contextmanager
+def opened(
+    recipe: Recipe, run_dir: Path, data_dir: Path | None, device_kind: str, mode: Mode
+) -> Iterator[Request | None]:
+    """Gives what is to be done in the folder, which is locked meanwhile; None if nothing is left.
 
     Raises:
-        SystemExit: 2, after printing why, for what a command line, a recipe or a folder can have
-            wrong.
+        ValueError, OSError, ImportError: for what an option, a recipe or a folder can have wrong.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--recipe", help=f"name of a recipe, or a file; default: {DEFAULT}")
-    parser.add_argument("--data_dir", type=Path, help="folder with wiki.{train,valid,test}.raw")
-    parser.add_argument("--run_dir", type=Path, help="default: runs/<recipe>")
-    parser.add_argument("--devices", default="one", help="one, data, model=K or tpu: devices.py")
-    parser.add_argument("--set", action="append", nargs="+", default=[], metavar="KEY=VALUE")
-    parser.add_argument(
-        "--resume", action="store_true", help="begin nothing; the recipe is the run's own"
-    )
-    parser.add_argument("--restart", action="store_true", help="begin anew, deleting what is there")
-    parser.add_argument("--force", action="store_true", help="go on with a changed recipe or text")
-    options = parser.parse_args(arguments)
-    try:
-        return _find(options)
-    except (ImportError, OSError, ValueError) as error:
-        return parser.error(str(error))
-
-
-def _find(options: argparse.Namespace) -> Request | None:
-    run_dir = options.run_dir or Path("runs") / Path(options.recipe or DEFAULT).stem
-    own = str(run_dir / "recipe.toml") if options.resume else DEFAULT
-    overrides = itertools.chain.from_iterable(options.set)
-    recipe = load_recipe(options.recipe or own, overrides)
-    place, checkpoint = devices.find(options.devices, recipe), None
-    run_dir = place.folder(run_dir)
-    if not options.restart:
-        checkpoint = run_folder.checkpoint_of(run_dir, recipe, options.force)
-        if run_folder.is_finished(run_dir, recipe):
-            print(f"{run_dir} is finished. Train it anew with --restart, or choose a --run_dir.")
-            return None
-    if options.resume and checkpoint is None:
-        raise ValueError(f"--resume: {run_dir} holds no checkpoint to go on from.")
-    with place.scope():
-        parts = assemble(recipe, options.data_dir, checkpoint.start_step if checkpoint else 0)
-    if checkpoint and not options.force:
-        run_folder.require_same_text(checkpoint, parts.train_ids)
-    if checkpoint:
-        print(f"Going on after step {checkpoint.step} of {recipe.steps}: {checkpoint.path}")
-    return Request(run_dir, recipe, parts, checkpoint, place)
+    found = devices.find(device_kind, recipe)
+    run_dir = found.folder(run_dir)
+    run_folder.require_own(run_dir, mode.restart)
+    with run_folder.locked(run_dir):
+        checkpoint = None
+        if not mode.restart:
+            checkpoint = run_folder.checkpoint_of(run_dir, recipe, mode.force)
+            if run_folder.is_finished(run_dir, recipe):
+                yield None
+                return
+        if mode.resume and checkpoint is None:
+            raise ValueError(f"--resume: {run_dir} holds no checkpoint to go on from.")
+        with found.scope():
+            setup = assemble(recipe, data_dir, checkpoint.start_step if checkpoint else 0)
+        if checkpoint and not mode.force:
+            run_folder.require_same_text(checkpoint, setup.train_ids)
+        yield Request(run_dir, recipe, setup, checkpoint, found)

@@ -1,11 +1,10 @@
-"""The study of the README: python training/study.py --data_dir DIR. The same again goes on with it.
+"""The study of the README, `elita study --data_dir DIR`. The same again goes on with it.
 
-Every run is trained by `train.py` in a process of its own and leaves one JSON file, from which
+Every run is trained by `elita train` in a process of its own and leaves one JSON file, from which
 `results.py` makes the page. What is done is not done again, so that the study can be stopped at any
 time. A part chooses by validation losses; test losses are what it reports.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -22,6 +21,7 @@ import numpy as np
 from elita_tf.data import encode_split, load_corpus, load_tokenizer
 from elita_tf.runs import recall, results, run_folder
 from elita_tf.runs.assembly import load_trained
+from elita_tf.runs.command_line import command_parser, path
 from elita_tf.runs.evaluation import label_losses, report
 from elita_tf.runs.recipe import Recipe, checked_recipe, load_recipe
 
@@ -70,6 +70,7 @@ OPTIONS = {
     "a warm-up of 100 steps": ("warmup_steps=100",),
     "weight decay 0.1": ("weight_decay=0.1",),
     "Muon": ("optimizer=muon",),
+    "averaged weights": ("ema_momentum=0.99",),
 }
 TRIED_ON = ("elita_gated", "gla_ff2", "transformer")
 _GATED, _GLA = "mixer_options.attention2_gated.", "mixer_options.gla."
@@ -353,8 +354,8 @@ def test_figures(folder: Path, data_dir: Path, context: int | str) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> None:
     """Does the parts that are asked for, all by default."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", type=Path, required=True, help="holds wiki.{train,...}.raw")
+    parser = command_parser("study", __doc__, "--data_dir wikitext-2-raw --short")
+    parser.add_argument("--data_dir", type=path, required=True, help="holds wiki.{train,...}.raw")
     parser.add_argument("--short", action="store_true", help="every part, in about an hour")
     parser.add_argument("--parts", nargs="+", help="some of the parts, by name")
     parser.add_argument("--page", action="store_true", help="only write the page anew")

@@ -40,7 +40,7 @@ def losses(folder: Path) -> list[list[float]]:
         return [[float(row[name]) for name in ("loss", "val_loss")] for row in csv.DictReader(file)]
 
 
-def fit(place: devices.Place) -> tuple[list[float], ElitaCausalLM]:
+def fit(place: devices.Devices) -> tuple[list[float], ElitaCausalLM]:
     """The loss after each of 20 steps, and the model.
 
     In float64: training amplifies float32's differences in the order of sums a hundredfold.

@@ -100,7 +100,7 @@ def assert_same_run(first, second):
 def test_a_run_killed_again_and_again_ends_the_same(
     tiny_recipe, tmp_path, monkeypatch, kills, numbers
 ):
-    monkeypatch.setattr(script, "keep_for_use", lambda run_dir: None)  # takes as long again
+    monkeypatch.setattr(script, "keep_for_use", lambda *_: None)  # takes as long again
     steps, generator = STEPS_PER_KILL * kills, random.Random(kills)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     often = "checkpoint_seconds=0"
