@@ -8,14 +8,14 @@ STUDY ?= full
 
 BENCHMARKS := op layer train decode memory
 LONG_TESTS := tests/ops/test_properties.py tests/layers/test_properties.py tests/data tests/models/test_tokenizer.py \
-	tests/training/test_recipe_fuzz.py tests/training/test_resume.py
+	tests/runs/test_recipe_fuzz.py tests/runs/test_resume.py
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_JAX := $(VENV)/.installed-jax
 # The rest does not depend on the Keras backend, or is TensorFlow's: data, exports, benchmarks.
-TESTS_OF_BACKENDS := tests/ops tests/layers tests/conformance tests/models tests/training/test_backends.py \
-	tests/training/test_devices.py
+TESTS_OF_BACKENDS := tests/ops tests/layers tests/conformance tests/models tests/runs/test_backends.py \
+	tests/runs/test_devices.py
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -23,7 +23,7 @@ SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3
 .PHONY: help train study test test-jax soak bench notebooks lint clean
 
 help:
-	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name in training/recipes or a file"
+	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name (elita recipes) or a file"
 	@echo "make study DATA_DIR=... [STUDY=short]      train what docs/results.md compares: hours, or one with short"
 	@echo "make test  [ARGS=...]                      run the tests with pytest"
 	@echo "make test-jax [ARGS=...]                   run those of the Keras backend's work on JAX"

@@ -1,22 +1,18 @@
 """The decoders that are measured: recipes as they are, enlarged, and the literal baseline."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import baselines
 import keras
 import numpy as np
-
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-
-import baselines
-from assembly import build_model, build_optimizer
-from recipe import Recipe, load_recipe
 
 from elita_tf.data import encode_split, load_corpus, make_tokenizer
 from elita_tf.layers import CausalSelfAttention, GatedLinearAttention
 from elita_tf.models import ElitaCausalLM
+from elita_tf.runs.assembly import build_model, build_optimizer
+from elita_tf.runs.recipe import Recipe, load_recipe
 
 NAMES = ("elita", "gla", "transformer")
 LITERAL = "literal ELiTA"

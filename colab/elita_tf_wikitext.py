@@ -8,21 +8,18 @@
 # %% [markdown]
 # ## What to train
 #
-# The setting of ELiTA's authors, for a few hundred steps: enough to see the loss fall and words
-# appear. More steps and a larger model give better text.
+# A recipe holds everything that decides a run. These are `elita-gated-wikitext2-tuned` (the one
+# here), `elita-query-wikitext2-tuned`, `gla-wikitext2-tuned`, `gla-ff2-wikitext2-tuned`,
+# `transformer-wikitext2-tuned` and `quickstart`; `elita recipes` lists all. A few hundred steps are
+# enough to see the loss fall and words appear. More steps and a larger model give better text.
 
 # %% tags=["parameters"]
-CORPUS = "wikitext-2"  # or "wikitext-103", "pydoc" (inside every Python), "text:PATH"
+RECIPE = "elita-gated-wikitext2-tuned"
 DATA_DIR = None  # a folder with wiki.train.raw, wiki.valid.raw and wiki.test.raw; None downloads
-VOCABULARY_SIZE = 2048
-ARCHITECTURE = "elita_gated"  # or "elita_query", "gla", "gla_ff2", "transformer", "hybrid"
-NUM_LAYERS = 3
-CONTEXT_LENGTH = 256
-BATCH_SIZE = 128
-STEPS = 300
-VALIDATION_INTERVAL = 50  # steps
-VALIDATION_BATCHES = 10
-JIT_COMPILE = "auto"  # with XLA; False starts at once, but every step takes longer
+# What replaces values of the recipe: corpus=pydoc (a text inside every Python) or corpus=text:PATH,
+# num_layers=6, hidden_dim=256, context_length=512, jit_compile=false (starts at once, but every
+# step takes longer), ...
+CHANGES = ["steps=300"]
 TEXT_LENGTH = 150  # tokens
 
 # %% [markdown]
@@ -73,15 +70,13 @@ if DEVICE == "TPU":
 # SentencePiece learns its pieces from the training text; a model predicts the next piece.
 
 # %%
-from elita_tf import data
+from elita_tf import runs
 
-corpus = data.load_corpus(CORPUS, DATA_DIR)
-tokenizer = data.make_tokenizer("sentencepiece", corpus["train"], vocabulary_size=VOCABULARY_SIZE)
-train_ids = data.encode_split(tokenizer, corpus["train"])
-valid_ids = data.encode_split(tokenizer, corpus["valid"])
-
-bytes_per_token = corpus["valid"].num_bytes / len(valid_ids)
-print(f"{len(train_ids):,} training tokens, {bytes_per_token:.2f} bytes each")
+recipe = runs.load_recipe(RECIPE, CHANGES)
+setup = runs.assemble(recipe, DATA_DIR)
+valid_ids, tokenizer = setup.valid_ids, setup.tokenizer
+bytes_per_token = setup.corpus["valid"].num_bytes / len(valid_ids)
+print(f"{len(setup.train_ids):,} training tokens, {bytes_per_token:.2f} bytes each")
 print("|".join(tokenizer.decode([token]) for token in valid_ids[100:140]))
 
 # %% [markdown]
@@ -91,82 +86,43 @@ print("|".join(tokenizer.decode([token]) for token in valid_ids[100:140]))
 # input, and learns what to add.
 
 # %%
-from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
-
-keras.utils.set_random_seed(0)
-arguments = {
-    **architectures[ARCHITECTURE],
-    "num_layers": NUM_LAYERS,
-    "context_length": CONTEXT_LENGTH,
-}
-backbone = ElitaBackbone(vocabulary_size=tokenizer.vocabulary_size, **arguments)
-model = ElitaCausalLM(backbone)
-model.compile(jit_compile=JIT_COMPILE)
-backbone.summary()
+setup.model.backbone.summary()
 
 # %% [markdown]
 # ## Training
 #
-# Without further arguments the optimizer is ELiTA's, Adam(min(1e-3, 1e-2 / sqrt(step)), 0.9, 0.99).
-# The first step takes long, as XLA compiles the model. The loss is in nats per token. An epoch of
-# Keras is here what lies between two validations.
+# `model.fit` trains, with callbacks that keep the weights, draw the loss and write checkpoints.
+# After an interruption, run the cell again, and the training goes on. The first step takes long, as
+# XLA compiles the model. The loss is in nats per token. An epoch of Keras is here what lies between
+# two validations.
 
 # %%
-from pathlib import Path
-
-from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog
-
-run_dir = Path("run")
-run_dir.mkdir(exist_ok=True)
-sizes = {"context_length": CONTEXT_LENGTH, "batch_size": BATCH_SIZE}
-entropy = data.unigram_entropy(valid_ids, tokenizer.vocabulary_size)
-weights = KeepWeights(run_dir)
-plot = LossPlot(run_dir / "loss.png", CORPUS, ("unigram entropy of the validation text", entropy))
-
-history = model.fit(
-    data.training_windows(train_ids, **sizes, seed=0),
-    validation_data=data.evaluation_windows(valid_ids, **sizes).take(VALIDATION_BATCHES),
-    steps_per_epoch=VALIDATION_INTERVAL,
-    epochs=STEPS // VALIDATION_INTERVAL,
-    callbacks=[TrainingLog(BATCH_SIZE * CONTEXT_LENGTH, STEPS), weights, plot],
-)
+run_dir = "run"
+summary = runs.train(recipe, run_dir, DATA_DIR)
 
 # %% [markdown]
 # Below the dashed line a model makes use of what came before: no guess that looks at the
 # frequencies of the pieces alone gets there.
 
 # %%
-import math
-
 from IPython.display import Image, display
 
-display(Image(plot.path))
-loss = min(history.history["val_loss"])
-print(f"validation loss {loss:.3f} nats per token: perplexity {math.exp(loss):.1f},")
-print(f"{loss / math.log(2) / bytes_per_token:.3f} bits per byte")
+display(Image(f"{run_dir}/loss.png"))
+print(f"validation loss {summary['validation_loss']:.3f} nats per token:", end=" ")
+print(f"perplexity {summary['validation_perplexity']:.1f},", end=" ")
+print(f"{summary['validation_bits_per_byte']:.3f} bits per byte")
 
 # %% [markdown]
 # ## Writing
 #
-# The best weights, now with a tokenizer around them: strings in, strings out. After the prompt
+# The best weights, with a tokenizer around them: strings in, strings out. After the prompt
 # every token costs the same, as the model keeps a state of constant size, not all that came
 # before. Expect words and scraps of sentences: the model is small and has barely begun to learn.
 
 # %%
 import keras_hub
 
-from elita_tf.models import ElitaCausalLMPreprocessor, ElitaTokenizer
-
-model.load_weights(weights.best_so_far)
-tokenizer.save(run_dir)
-preprocessor = ElitaCausalLMPreprocessor(
-    ElitaTokenizer(str(run_dir / "sentencepiece.model")),
-    CONTEXT_LENGTH,
-    # The windows were cut from running text: no token marked a start or an end.
-    add_start_token=False,
-    add_end_token=False,
-)
-model = ElitaCausalLM(backbone, preprocessor)
+model = runs.load_run(run_dir)
 model.compile(sampler=keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8, seed=0))
 for text in model.generate(["The", "In the"], max_length=TEXT_LENGTH):
     print(text, "\n")
@@ -174,27 +130,24 @@ for text in model.generate(["The", "In the"], max_length=TEXT_LENGTH):
 # %% [markdown]
 # ## Export
 #
-# A preset loads again with `ElitaCausalLM.from_preset`. A SavedModel needs TensorFlow and
+# `run/preset` loads again with `ElitaCausalLM.from_preset`. A SavedModel needs TensorFlow and
 # TensorFlow Text, and nothing of this package. TensorFlow writes it in a process of its own, as
 # this one may run on JAX; the device stays with this process.
 
 # %%
 import subprocess
 
-PRESET, SAVED_MODEL = str(run_dir / "preset"), str(run_dir / "saved_model")
-model.save_to_preset(PRESET)
-export = (
-    "from elita_tf.models import ElitaCausalLM, export_saved_model\n"
-    f"export_saved_model(ElitaCausalLM.from_preset({PRESET!r}), {SAVED_MODEL!r})"
-)
+command = [sys.executable, "-m", "elita_tf.runs.commands", "export", "--run_dir", run_dir]
 on_cpu = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-subprocess.run([sys.executable, "-c", export], env={**os.environ, **on_cpu}, check=True)
+subprocess.run(command, env={**os.environ, **on_cpu}, check=True)
 
 # %%
+from pathlib import Path
+
 import tensorflow as tf
 import tensorflow_text  # noqa: F401, registers the tokenizer's operations
 
-served = tf.saved_model.load(SAVED_MODEL)
+served = tf.saved_model.load(f"{run_dir}/saved_model")
 prompts, max_length = tf.constant(["The"]), tf.constant(TEXT_LENGTH)
 texts = served.signatures["generate_text"](prompts=prompts, max_length=max_length)["texts"]
 print(texts.numpy()[0].decode())

@@ -1,7 +1,8 @@
 """Linear-time sequence layers for Keras 3, and the decoder language model made of them.
 
 Importing the package loads Keras only and registers its layers for `keras.models.load_model`.
-The modules that need more (`models`, `data`, `callbacks` and the like) load at their first use.
+The modules that need more (`models`, `data`, `callbacks`, `runs` and the like) load at their first
+use.
 """
 
 from importlib import import_module
@@ -11,7 +12,7 @@ from elita_tf import layers, ops
 
 __version__ = "0.1.0"
 
-__all__ = ["callbacks", "data", "layers", "models", "ops", "optimizers", "schedules"]
+__all__ = ["callbacks", "data", "layers", "models", "ops", "optimizers", "runs", "schedules"]
 
 
 def __getattr__(name: str) -> ModuleType:

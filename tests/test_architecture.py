@@ -29,6 +29,10 @@ PARTS = {
         {"data"},
         {"huggingface_hub", "keras_hub", "numpy", "pyarrow", "sentencepiece", "tensorflow"},
     ),
+    "runs": (
+        {"callbacks", "data", "models", "ops", "optimizers", "runs", "schedules"},
+        {"keras", "keras_hub", "numpy", "tensorflow"},
+    ),
 }
 EXCEPTIONS = {
     "layers/decay.py": {"numpy"},
@@ -38,10 +42,23 @@ EXCEPTIONS = {
     "models/shared_compilation.py": {"tensorflow"},
     "models/tokenizer.py": {"numpy", "tensorflow"},
     "ops/sequence_parallel.py": {"jax"},
+    "runs/devices.py": {"jax"},
+    "runs/generation.py": {"tensorflow_text"},
+    "runs/publish.py": {"h5py"},
+    "runs/results.py": {"matplotlib"},
 }
 
 PUBLIC = {
-    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "optimizers", "schedules"},
+    "elita_tf": {
+        "callbacks",
+        "data",
+        "layers",
+        "models",
+        "ops",
+        "optimizers",
+        "runs",
+        "schedules",
+    },
     "elita_tf.callbacks": {
         "Checkpoint",
         "Checkpoints",
@@ -53,6 +70,7 @@ PUBLIC = {
         "StopOnSignal",
         "Stopped",
         "TrainingLog",
+        "ValidateAverages",
         "newest_checkpoint",
     },
     "elita_tf.ops": {
@@ -92,6 +110,16 @@ PUBLIC = {
         "load_gpt2_embeddings",
         "register_feed_forward",
         "register_mixer",
+    },
+    "elita_tf.runs": {
+        "Recipe",
+        "TrainingSetup",
+        "assemble",
+        "evaluate",
+        "load_recipe",
+        "load_run",
+        "recipe_names",
+        "train",
     },
     "elita_tf.data": {
         "SPLITS",

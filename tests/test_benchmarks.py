@@ -17,7 +17,7 @@ pytestmark = tensorflow_only
 
 
 def load(name):
-    """A benchmark as a module of its own name: `train` is a script of `training` too."""
+    """A benchmark as a module of its own name."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     # NamedTuples and pickles look their module up.

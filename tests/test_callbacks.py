@@ -11,6 +11,7 @@ from elita_tf.callbacks import (
     StopOnSignal,
     Stopped,
     TrainingLog,
+    ValidateAverages,
     figures,
 )
 
@@ -123,6 +124,56 @@ def test_loss_plot_draws_both_curves_against_steps(model, tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["training (mean since the last point)", "validation", "entropy"]
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), plot.points["val_loss"])
+
+
+@pytest.mark.parametrize("name", ["cost_$5_vs_$6_", "_$x_", "a\\b $\\frac$", "100 % {of} ^it"])
+def test_names_in_plots_are_no_mathematics(tmp_path, name):
+    plot = LossPlot(tmp_path / "loss.png", name, reference=(name, 0.5))
+    plot.on_epoch_end(0, {"loss": 1.0})
+    (axes,) = plot.figure().axes
+    assert axes.get_title() == name
+    assert axes.get_legend().get_texts()[-1].get_text().strip() == name
+
+
+class Weights(keras.callbacks.Callback):
+    """The kernel after every step, in validation, and after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.tested, self.after = [], [], []
+
+    def kernel(self):
+        return self.model.get_weights()[0].copy()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(self.kernel())
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.tested.append(self.kernel())
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.after.append(self.kernel())
+
+
+def test_validation_and_files_are_of_the_averages_and_training_is_not(model, tmp_path):
+    start = model.get_weights()
+    plain, seen, keep = Weights(), Weights(), KeepWeights(tmp_path)
+    fit(model, plain, epochs=2)
+    model.set_weights(start)
+    model.compile(keras.optimizers.SGD(0.125, use_ema=True, ema_momentum=0.75), "mse")
+    history = fit(model, keep, seen, ValidateAverages(), epochs=2).history
+    np.testing.assert_array_equal(seen.steps, plain.steps)
+    average = np.float64(seen.steps[0])
+    for number, weights in enumerate(seen.steps, start=1):
+        average = 0.75 * average + 0.25 * weights if number > 1 else average
+        if number % 4 == 0:
+            np.testing.assert_allclose(seen.tested[number - 1], average, rtol=1e-6)
+    assert not np.allclose(average, seen.steps[-1], rtol=1e-3)
+    np.testing.assert_array_equal(seen.after, seen.steps[3::4])
+    model.load_weights(keep.last)
+    np.testing.assert_allclose(model.get_weights()[0], average, rtol=1e-6)
+    data = np.ones((8, 2)), np.ones((8, 1))
+    assert model.evaluate(*data, verbose=0) == pytest.approx(history["val_loss"][-1], rel=1e-5)
 
 
 class Send(keras.callbacks.Callback):

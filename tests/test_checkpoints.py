@@ -12,6 +12,7 @@ from elita_tf.callbacks import (
     LossPlot,
     MetricsFile,
     TrainingLog,
+    ValidateAverages,
     checkpoint_files,
     newest_checkpoint,
 )
@@ -45,15 +46,15 @@ class Kill(keras.callbacks.Callback):
             raise Killed
 
 
-def make_model(units=4):
+def make_model(units=4, **options):
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dropout(0.5), keras.layers.Dense(units), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((3,)), *layers])
-    model.compile(MonitoredAdam(0.125), "mse", metrics=["mae"])
+    model.compile(MonitoredAdam(0.125, **options), "mse", metrics=["mae"])
     return model
 
 
-def train(folder, kill=None, units=4, seconds=0.0):
+def train(folder, kill=None, units=4, seconds=0.0, **options):
     """Trains in a folder, from its newest checkpoint if it has one."""
     resumed = newest_checkpoint(folder)
     start = resumed.start_step if resumed else 0
@@ -64,7 +65,8 @@ def train(folder, kill=None, units=4, seconds=0.0):
         LossPlot(folder / "loss.png"),
     ]
     checkpoints = Checkpoints(folder, kept, seconds=seconds, resumed=resumed)
-    model = make_model(units)
+    averages = [ValidateAverages()] if options else []
+    model = make_model(units, **options)
     model.fit(
         X[start * BATCH :],
         Y[start * BATCH :],
@@ -73,7 +75,7 @@ def train(folder, kill=None, units=4, seconds=0.0):
         initial_epoch=start // EPOCH_STEPS,
         epochs=3,
         validation_data=(X, Y),
-        callbacks=[*kept, checkpoints, *([kill] if kill else [])],
+        callbacks=[*kept, checkpoints, *([kill] if kill else []), *averages],
         shuffle=False,
         verbose=0,
     )
@@ -103,8 +105,23 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path, after, in_validation,
         train(tmp_path, Kill(after, in_validation), seconds=seconds)
     saved = newest_checkpoint(tmp_path)
     assert saved.step == (after if seconds == 0 else after // EPOCH_STEPS * EPOCH_STEPS)
-    model, kept = train(tmp_path)
-    folder, expected_model, expected_kept = whole
+    assert_same((tmp_path, *train(tmp_path)), whole)
+
+
+@pytest.mark.parametrize(("after", "in_validation"), [(3, False), (8, True)])
+def test_averages_go_on_bit_for_bit(tmp_path, after, in_validation):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    options = {"use_ema": True, "ema_momentum": 0.75}
+    for folder in (killed, whole):
+        folder.mkdir()
+    with pytest.raises(Killed):
+        train(killed, Kill(after, in_validation), **options)
+    assert_same((killed, *train(killed, **options)), (whole, *train(whole, **options)))
+
+
+def assert_same(received_run, expected_run):
+    tmp_path, model, kept = received_run
+    folder, expected_model, expected_kept = expected_run
     expected, received = newest_checkpoint(folder), newest_checkpoint(tmp_path)
     assert received.step == expected.step == STEPS
     assert received.arrays.keys() == expected.arrays.keys()

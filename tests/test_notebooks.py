@@ -19,16 +19,12 @@ SPEC.loader.exec_module(build)
 # What replaces the values of a notebook's first cell, so that it runs in seconds, without network.
 SMALL = {
     "elita_tf_wikitext": {
-        "CORPUS": "pydoc",
-        "VOCABULARY_SIZE": 512,
-        "ARCHITECTURE": "transformer",  # the quickest to trace
-        "NUM_LAYERS": 1,
-        "CONTEXT_LENGTH": 32,
-        "BATCH_SIZE": 8,
-        "STEPS": 6,
-        "VALIDATION_INTERVAL": 3,
-        "VALIDATION_BATCHES": 2,
-        "JIT_COMPILE": False,
+        "RECIPE": "transformer-wikitext2-tuned",  # the quickest to trace
+        "CHANGES": [
+            *("corpus=pydoc", "vocabulary_size=512", "num_layers=1", "context_length=32"),
+            *("batch_size=8", "steps=6", "validation_interval=3", "validation_batches=2"),
+            "jit_compile=false",
+        ],
         "TEXT_LENGTH": 20,
     },
     "layers_tour": {"NUM_BLOCKS": 1, "TRAINING_WINDOWS": 32, "EPOCHS": 1, "LENGTHS": (64,)},

@@ -3,6 +3,7 @@
 Those with `state` and `restore` go on where they were when `Checkpoints` resumes a run.
 """
 
+from elita_tf.callbacks.averages import ValidateAverages
 from elita_tf.callbacks.checkpoint_files import Checkpoint, newest_checkpoint
 from elita_tf.callbacks.checkpoints import Checkpoints, Resumable
 from elita_tf.callbacks.figures import LossPlot, MetricsFile, TrainingLog
@@ -21,5 +22,6 @@ __all__ = [
     "StopOnSignal",
     "Stopped",
     "TrainingLog",
+    "ValidateAverages",
     "newest_checkpoint",
 ]

@@ -166,8 +166,13 @@ class LossPlot(keras.callbacks.Callback):
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=labels[name])
         if self.reference:
             label, height = self.reference
+            # Matplotlib leaves out of a legend what begins with an underscore.
+            label = f" {label}" if label.startswith("_") else label
             axes.axhline(height, color="gray", linestyle="--", linewidth=1, label=label)
-        axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=self.title)
+        axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
         axes.grid(alpha=0.3)
-        axes.legend()
+        # Names may hold dollar signs, between which Matplotlib would read mathematics.
+        axes.set_title(self.title, parse_math=False)
+        for text in axes.legend().get_texts():
+            text.set_parse_math(False)
         return figure

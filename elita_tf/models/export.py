@@ -15,8 +15,11 @@ with the tokenizer inside, are there if the model has a preprocessor; loading th
 tensorflow_text`.
 """
 
+import shutil
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ from elita_tf.ops.arguments import require_positive
 _Endpoint = tuple[Callable[..., dict[str, Any]], dict[str, tf.TensorSpec]]
 # ONNX Runtime reads it since 1.12; the step needs nothing newer.
 _ONNX_OPSET = 17
+_SAVED_MODEL_FILE = "saved_model.pb"
+_SAVED_MODEL_NAMES = {_SAVED_MODEL_FILE, "assets", "fingerprint.pb", "variables"}
 
 
 def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
@@ -38,12 +43,14 @@ def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
 
     Args:
         model: an `ElitaCausalLM`; the sampler that it is compiled with makes the texts.
-        path: the folder to write.
+        path: the folder to write: absent, empty, or a SavedModel, which is replaced.
 
     Raises:
-        ValueError: on another backend than TensorFlow, and for what is no model.
+        ValueError: on another backend than TensorFlow, for what is no model, and for a path that
+            holds something else.
     """
     _require_exportable(model)
+    _require_free(path, _is_saved_model, "a SavedModel")
     token_ids, mask = (tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.bool))
     state = _state_specs(model, None)
 
@@ -63,7 +70,8 @@ def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
     }
     if model.preprocessor is not None:
         endpoints |= _text_endpoints(model)
-    _save(model, path, endpoints)
+    with _in_place_of(path) as temporary:
+        _save(model, temporary, endpoints)
 
 
 def export_litert(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> None:
@@ -71,19 +79,23 @@ def export_litert(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -
 
     Args:
         model: an `ElitaCausalLM`.
-        path: the `.tflite` file to write.
+        path: the `.tflite` file to write: absent, or a LiteRT file, which is replaced.
         batch_size: rows of token ids and of every leaf of the state.
 
     Raises:
-        ValueError: on another backend than TensorFlow, and for what is no model.
+        ValueError: on another backend than TensorFlow, for what is no model, and for a path that
+            holds something else.
     """
     _require_exportable(model, batch_size)
+    _require_free(path, _is_litert, "a LiteRT file")
     with tempfile.TemporaryDirectory() as folder:
         token_ids = tf.TensorSpec([batch_size], tf.int32)
         specs = {"token_ids": token_ids, **_state_specs(model, batch_size)}
         _save(model, folder, {"step": (_step(model), specs)})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["step"])
-        Path(path).write_bytes(converter.convert())
+        converted = converter.convert()
+    with _in_place_of(path) as temporary:
+        temporary.write_bytes(converted)
 
 
 def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> None:
@@ -94,14 +106,16 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
 
     Args:
         model: an `ElitaCausalLM`.
-        path: the `.onnx` file to write.
+        path: the `.onnx` file to write: absent, or an ONNX file, which is replaced.
         batch_size: rows of token ids and of every leaf of the state.
 
     Raises:
         ImportError: without the extra `onnx`.
-        ValueError: on another backend than TensorFlow, and for what is no model.
+        ValueError: on another backend than TensorFlow, for what is no model, and for a path that
+            holds something else.
     """
     _require_exportable(model, batch_size)
+    _require_free(path, _is_onnx, "an ONNX file")
     if find_spec("tf2onnx") is None:
         raise ImportError('ONNX needs tf2onnx: pip install "elita_tf[onnx]".')
     import tf2onnx
@@ -115,12 +129,13 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
 
     specs = [tf.TensorSpec([batch_size], tf.int32, "token_ids")]
     specs += [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in state.items()]
-    tf2onnx.convert.from_function(
-        tf.function(flat_step, input_signature=specs),
-        input_signature=specs,
-        opset=_ONNX_OPSET,
-        output_path=str(path),
-    )
+    with _in_place_of(path) as temporary:
+        tf2onnx.convert.from_function(
+            tf.function(flat_step, input_signature=specs),
+            input_signature=specs,
+            opset=_ONNX_OPSET,
+            output_path=str(temporary),
+        )
 
 
 def _require_exportable(model: Any, batch_size: Any = 1) -> None:
@@ -133,6 +148,56 @@ def _require_exportable(model: Any, batch_size: Any = 1) -> None:
             "Save the model with `save_to_preset`, and load and export it in a process with "
             "KERAS_BACKEND=tensorflow."
         )
+
+
+def _require_free(path: Path | str, is_former: Callable[[Path], bool], kind: str) -> None:
+    """Raises ValueError where an export would replace what is no former export of its kind."""
+    path = Path(path).expanduser()
+    empty = path.is_dir() and not any(path.iterdir()) and is_former is _is_saved_model
+    if (path.exists() or path.is_symlink()) and not empty and not is_former(path):
+        raise ValueError(
+            f"{path} exists and is not {kind}, and an export would replace it. Choose another "
+            "path, or move it away."
+        )
+
+
+def _is_saved_model(path: Path) -> bool:
+    names = {each.name for each in path.iterdir()} if path.is_dir() else set()
+    # With a file besides it is more than an export.
+    return _SAVED_MODEL_FILE in names and names <= _SAVED_MODEL_NAMES
+
+
+def _is_litert(path: Path) -> bool:
+    return path.is_file() and _beginning(path)[4:8] == b"TFL3"
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.is_file() and b"tf2onnx" in _beginning(path)
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+@contextmanager
+def _in_place_of(path: Path | str) -> Iterator[Path]:
+    """Gives a path beside, and in the end what was written there takes the place of `path`."""
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, former = (path.with_name(f".{uuid.uuid4().hex}.{path.name}") for _ in range(2))
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be replaced in one step
+            path.rename(former)
+        temporary.replace(path)
+    except BaseException:
+        if former.exists():
+            former.rename(path)
+        raise
+    finally:
+        for each in (temporary, former):
+            shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
 
 
 def _state_specs(model: ElitaCausalLM, batch_size: int | None) -> dict[str, tf.TensorSpec]:

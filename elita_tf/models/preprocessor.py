@@ -19,7 +19,7 @@ class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPrepro
         tokenizer: an `ElitaTokenizer` or an `ElitaGPT2Tokenizer`.
         sequence_length: tokens in a training window, and the default `max_length` of `generate`.
         add_start_token: begin every text with the start token, prompts included. A model trained
-            on windows cut from running text, as `training/train.py` does, has seen none.
+            on windows cut from running text, as `elita train` does, has seen none.
         add_end_token: end every training text with the end token.
         **kwargs: of `keras_hub.models.CausalLMPreprocessor`.
 

@@ -188,3 +188,76 @@ def test_onnx_without_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"elita_tf\[onnx\]"):
         export.export_onnx(make_model("gla"), tmp_path / "step.onnx")
+
+
+# === What a path holds already ===
+WRITERS = (export.export_saved_model, export.export_litert, export.export_onnx)
+TAKEN = {
+    "a file": {"mine": "x"},
+    "a folder with a file": {"mine/notes.txt": "x"},
+    "a SavedModel and a file": {"mine/saved_model.pb": "x", "mine/notes.txt": "x"},
+}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("files", TAKEN.values(), ids=TAKEN)
+def test_what_is_not_a_former_export_stays(
+    write: Callable[..., None], files: dict[str, str], tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match="mine exists and is not a.* an export would replace it"):
+        write(make_model("elita"), tmp_path / "mine")
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_step_is_not_written_over_a_folder(number: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exists and is not"):
+        WRITERS[number](make_model("elita"), tmp_path)
+    assert tmp_path.is_dir()
+
+
+def test_an_export_replaces_a_former_one_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = make_model("elita"), tmp_path / "deep" / "model"
+    content = "first"
+
+    def save(model: Any, folder: Path, endpoints: Any) -> None:
+        (folder / "variables").mkdir(parents=True)
+        (folder / "saved_model.pb").write_text(content)
+        (folder / "variables" / content).touch()
+        if content == "broken":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "_save", save)
+    export.export_saved_model(model, path)
+    content = "second"
+    export.export_saved_model(model, path)
+    before = files_of(tmp_path)
+    assert list(map(Path, before)) == [
+        Path("deep/model/saved_model.pb"),
+        Path("deep/model/variables/second"),
+    ]
+    content = "broken"
+    with pytest.raises(OSError, match="No space left"):
+        export.export_saved_model(model, path)
+    assert files_of(tmp_path) == before and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("former", [b"\x00\x00\x00\x00TFL3...", b"\x08\x08\x12\x07tf2onnx\x1a"])
+def test_a_former_file_is_told_by_its_content(former: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "step"
+    path.write_bytes(former)
+    is_former = {b"TFL3": export._is_litert, b"tf2onnx": export._is_onnx}
+    assert [check(path) for mark, check in is_former.items()] == [
+        mark in former for mark in is_former
+    ]

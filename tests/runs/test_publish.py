@@ -6,10 +6,10 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
-import publish
 import pytest
 
 from elita_tf.models import ElitaCausalLM
+from elita_tf.runs import publish
 
 
 def test_a_run_becomes_a_preset(

@@ -1,6 +1,6 @@
 """Runs killed in child processes end as if nothing had happened.
 
-The long form: python -m pytest --soak -s tests/training/test_resume.py
+The long form: python -m pytest --soak -s tests/runs/test_resume.py
 """
 
 import csv
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import train as script
 
 from elita_tf.callbacks import newest_checkpoint
 from elita_tf.callbacks.checkpoint_files import UNFINISHED
+from elita_tf.runs import training as script
 
 ROOT = Path(__file__).parents[2]
 # No child may finish its run before it is killed.
@@ -100,7 +100,7 @@ def assert_same_run(first, second):
 def test_a_run_killed_again_and_again_ends_the_same(
     tiny_recipe, tmp_path, monkeypatch, kills, numbers
 ):
-    monkeypatch.setattr(script, "keep_for_use", lambda run_dir: None)  # takes as long again
+    monkeypatch.setattr(script, "keep_for_use", lambda *_: None)  # takes as long again
     steps, generator = STEPS_PER_KILL * kills, random.Random(kills)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     often = "checkpoint_seconds=0"

@@ -6,13 +6,13 @@ import shutil
 import keras
 import numpy as np
 import pytest
-import run_folder
-import train as script
-from assembly import assemble, build_model
-from recipe import load_recipe
 
 from elita_tf.callbacks import newest_checkpoint
 from elita_tf.data import load_tokenizer
+from elita_tf.runs import assembly, evaluation, run_folder
+from elita_tf.runs import training as script
+from elita_tf.runs.assembly import assemble, build_model
+from elita_tf.runs.recipe import load_recipe
 
 
 def test_the_run_folder_is_complete(run_dir):
@@ -21,6 +21,7 @@ def test_the_run_folder_is_complete(run_dir):
         "checkpoints",
         "last.weights.h5",
         "loss.png",
+        "manifest.json",
         "metrics.csv",
         "preset",
         "recipe.toml",
@@ -75,15 +76,17 @@ def test_the_seed_decides_the_run(run_dir, tiny_recipe, tmp_path):
 
 
 def test_a_run_removes_what_a_former_one_left_and_nothing_else(run_dir, tiny_recipe, tmp_path):
-    for name in ("evaluation-test.json", "best.weights.h5", "last.weights.h5", "summary.json"):
-        (tmp_path / name).touch()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "notes.txt").write_text("mine")
-    run_folder.prepare(
-        tmp_path, load_recipe(str(tiny_recipe)), load_tokenizer(run_dir / "tokenizer")
-    )
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"notes.txt", "recipe.toml", "tokenizer", "versions.json"}
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    evaluation.main(["--run_dir", str(folder)])
+    mine = [folder / "notes.txt", folder / "preset/mine.txt", folder / "checkpoints/epoch1.pt"]
+    for path in mine:
+        path.write_text("mine")
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    run_folder.prepare(folder, load_recipe(str(tiny_recipe)), load_tokenizer(run_dir / "tokenizer"))
+    left = {path for path in folder.rglob("*") if path.is_file()}
+    names = ("recipe.toml", "tokenizer/sentencepiece.model", "versions.json", "manifest.json")
+    assert left == {*mine, *(folder / name for name in names)} < files
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def overwrite(monkeypatch, module, function):
 
 
 def test_a_finished_run_says_so(run_dir, tiny_recipe, capsys, monkeypatch):
-    overwrite(monkeypatch, script, "train")
+    overwrite(monkeypatch, script, "carry_out")
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     assert script.main(["--recipe", str(tiny_recipe), "--run_dir", str(run_dir)]) == 0
     assert script.main(["--resume", "--run_dir", str(run_dir)]) == 0
@@ -177,5 +180,43 @@ def test_a_changed_text_under_the_same_name_is_refused(run_dir):
     ids = np.arange(9, dtype="uint16")
     with pytest.raises(ValueError, match="not those that .* was trained on"):
         run_folder.require_same_text(checkpoint, ids)
-    notes = run_folder.notes(load_recipe(str(run_dir / "recipe.toml")), ids)
+    notes = run_folder.checkpoint_notes(load_recipe(str(run_dir / "recipe.toml")), ids)
     run_folder.require_same_text(checkpoint._replace(notes=notes), ids)
+
+
+def test_averaged_weights_are_validated_kept_and_gone_on_with_bit_for_bit(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    built = []
+    build = assembly.ElitaBackbone
+    monkeypatch.setattr(
+        assembly, "ElitaBackbone", lambda **options: built.append(1) or build(**options)
+    )
+
+    def run(folder, steps, *options):
+        overrides = ["--set", "ema_momentum=0.6", f"steps={steps}", *options]
+        arguments = ["--recipe", str(tiny_recipe), "--run_dir", str(folder)]
+        assert script.main([*arguments, *overrides]) == 0
+        with (folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        return [(row["step"], row["loss"], row["val_loss"]) for row in rows]
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    rows = run(whole, 5)
+    assert len(built) == 1  # for training, the final figures, the preset and the sample
+    run(resumed, 3)
+    assert run(resumed, 5, "--force") == rows
+    checkpoints = [newest_checkpoint(folder / "checkpoints") for folder in (whole, resumed)]
+    for name, array in checkpoints[0].arrays.items():
+        np.testing.assert_array_equal(checkpoints[1].arrays[name], array)
+    for name in ("best.weights.h5", "last.weights.h5"):
+        for first, second in zip(weights(whole, name), weights(resumed, name), strict=True):
+            np.testing.assert_array_equal(first, second)
+    # Training goes on from the weights, and not from their averages, which are the last ones.
+    raw, last = checkpoints[0].arrays["model_0"], weights(whole)[0]
+    assert raw.shape == last.shape and not np.allclose(raw, last, rtol=1e-4)
+    summary = json.loads((whole / "summary.json").read_text())
+    model = assembly.load_trained(whole, load_recipe(str(whole / "recipe.toml")), 300)
+    setup = assemble(load_recipe(str(whole / "recipe.toml")), None)
+    losses, counts = evaluation.losses_by_position(model, setup.valid_ids, 16, 4)
+    assert losses.sum() / counts.sum() == summary["validation_loss"]

@@ -1,7 +1,8 @@
 import json
 
 import pytest
-import results
+
+from elita_tf.runs import results
 
 DEFAULTS = {
     "num_layers": 3,

@@ -1,5 +1,6 @@
 """From a recipe to its data, its model and its optimizer."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from recipe import Recipe, load_recipe
 
 from elita_tf.callbacks import KeepWeights
 from elita_tf.data import (
@@ -37,13 +37,14 @@ from elita_tf.models import (
     load_gpt2_embeddings,
 )
 from elita_tf.optimizers import MonitoredAdam, MonitoredAdamW, MonitoredMuon
+from elita_tf.runs.recipe import Recipe, load_recipe
 from elita_tf.schedules import CappedInverseSqrt
 
 # Names of variables that weight decay leaves alone.
 _NO_MATRICES = ["bias", "gamma", "beta", "frequency", "phase", "readout"]
 
 
-class Parts(NamedTuple):
+class TrainingSetup(NamedTuple):
     """What a recipe names, ready for `fit`: the model is compiled."""
 
     corpus: Corpus
@@ -56,7 +57,7 @@ class Parts(NamedTuple):
     valid_documents: np.ndarray | None
 
 
-def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> Parts:
+def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> TrainingSetup:
     """Finds the corpus, trains the tokenizer on its training split, makes windows and model.
 
     Training windows begin with those of `start_step`.
@@ -70,7 +71,7 @@ def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> Part
         recipe.tokenizer,
         corpus["train"],
         vocabulary_size=recipe.vocabulary_size,
-        folder=recipe.tokenizer_folder or None,
+        folder=os.path.expanduser(recipe.tokenizer_folder) or None,
     )
     train_ids, valid_ids = (encode_split(tokenizer, corpus[split]) for split in ("train", "valid"))
     train_documents, valid_documents = (
@@ -87,9 +88,9 @@ def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> Part
     if recipe.init_embeddings == "gpt2":
         load_gpt2_embeddings(model.backbone)
     elif recipe.init_embeddings:
-        load_gpt2_embeddings(model.backbone, recipe.init_embeddings)
+        load_gpt2_embeddings(model.backbone, os.path.expanduser(recipe.init_embeddings))
     model.compile(build_optimizer(recipe), jit_compile=recipe.jit_compile)
-    return Parts(
+    return TrainingSetup(
         corpus, tokenizer, train_ids, valid_ids, training, validation, model, valid_documents
     )
 
@@ -170,6 +171,16 @@ def load_trained(run_dir: Path, recipe: Recipe, vocabulary_size: int) -> ElitaCa
         OSError, ValueError: the weights are missing, broken, or another model's.
     """
     model = build_model(recipe, vocabulary_size)
+    load_best_weights(model, run_dir)
+    return model
+
+
+def load_best_weights(model: ElitaCausalLM, run_dir: Path) -> None:
+    """Gives the model the best weights of its run, or else the last ones.
+
+    Raises:
+        OSError, ValueError: the weights are missing, broken, or another model's.
+    """
     weights = KeepWeights(run_dir).best_so_far
     try:
         model.load_weights(weights)
@@ -179,21 +190,28 @@ def load_trained(run_dir: Path, recipe: Recipe, vocabulary_size: int) -> ElitaCa
         raise kind(
             f"{weights} does not hold the weights of the model in recipe.toml: {error}"
         ) from error
-    return model
 
 
-def load_run(run_dir: Path) -> ElitaCausalLM:
+def load_run(run_dir: Path | str) -> ElitaCausalLM:
     """The model of a run folder for use: its best weights, and strings as inputs.
 
     Raises:
         OSError: a file is missing or broken.
     """
+    run_dir = Path(run_dir).expanduser()
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     tokenizer = hub_tokenizer(run_dir / "tokenizer")
     trained = load_trained(run_dir, recipe, tokenizer.vocabulary_size())
+    return text_model(trained, tokenizer, recipe.context_length)
+
+
+def text_model(
+    trained: ElitaCausalLM, tokenizer: ElitaTokenizer | ElitaGPT2Tokenizer, context_length: int
+) -> ElitaCausalLM:
+    """The model with strings as inputs; it shares the weights of the trained one."""
     # Training windows are cut from running text: no token marks a start or an end.
     preprocessor = ElitaCausalLMPreprocessor(
-        tokenizer, recipe.context_length, add_start_token=False, add_end_token=False
+        tokenizer, context_length, add_start_token=False, add_end_token=False
     )
     return ElitaCausalLM(trained.backbone, preprocessor)
 
@@ -218,6 +236,8 @@ def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
         "global_clipnorm": recipe.clip_norm or None,
         "skip_nonfinite": recipe.on_nonfinite == "skip",
     }
+    if recipe.ema_momentum:
+        arguments |= {"use_ema": True, "ema_momentum": recipe.ema_momentum}
     betas = {"beta_1": recipe.beta_1, "beta_2": recipe.beta_2}
     if recipe.optimizer == "muon":
         arguments |= {f"adam_{name}": beta for name, beta in betas.items()}

@@ -3,9 +3,9 @@ import json
 import keras
 import numpy as np
 import pytest
-import recall
 
 from elita_tf.models import ElitaCausalLM
+from elita_tf.runs import recall
 from tests import helpers
 
 SIZES = {"length": 43, "vocabulary": 61, "pairs": (2, 5, 10)}

@@ -1,11 +1,11 @@
-import generate as script
 import keras_hub
 import numpy as np
 import pytest
-from assembly import load_run
 
 from elita_tf.data import load_tokenizer
 from elita_tf.models import export_saved_model
+from elita_tf.runs import generation as script
+from elita_tf.runs.assembly import load_run
 
 
 def sample(capsys, *arguments):

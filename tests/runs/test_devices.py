@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import devices
 import keras
 import numpy as np
 import pytest
-import train
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from elita_tf.runs import devices, training
 from tests import helpers
 
 ROOT = Path(__file__).parents[2]
@@ -24,15 +23,14 @@ jax_only = pytest.mark.skipif(helpers.BACKEND != "jax", reason="needs JAX's simu
 TWO_DEVICES = """
 import sys
 
-sys.path.insert(0, "training")
 import tensorflow as tf
 
 (cpu,) = tf.config.list_physical_devices("CPU")
 two = [tf.config.LogicalDeviceConfiguration()] * 2
 tf.config.set_logical_device_configuration(cpu, two)
-import train
+from elita_tf.runs import training
 
-sys.exit(train.main(["--recipe", sys.argv[1], "--run_dir", sys.argv[2], "--devices", "data"]))
+sys.exit(training.main(["--recipe", sys.argv[1], "--run_dir", sys.argv[2], "--devices", "data"]))
 """
 
 
@@ -42,7 +40,7 @@ def losses(folder: Path) -> list[list[float]]:
         return [[float(row[name]) for name in ("loss", "val_loss")] for row in csv.DictReader(file)]
 
 
-def fit(place: devices.Place) -> tuple[list[float], ElitaCausalLM]:
+def fit(place: devices.Devices) -> tuple[list[float], ElitaCausalLM]:
     """The loss after each of 20 steps, and the model.
 
     In float64: training amplifies float32's differences in the order of sums a hundredfold.
@@ -93,7 +91,7 @@ def test_the_losses_are_those_of_one_device(on_one: list[float], kind: str, part
 @jax_only
 def test_a_run_on_jax(run_dir: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     arguments = ["--recipe", str(tiny_recipe), "--run_dir", str(tmp_path)]
-    assert train.main([*arguments, "--devices", "model=2"]) == 0
+    assert training.main([*arguments, "--devices", "model=2"]) == 0
     np.testing.assert_allclose(losses(tmp_path), losses(run_dir), atol=1e-4)
     assert (tmp_path / "sample.txt").read_text()
 

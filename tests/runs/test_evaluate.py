@@ -2,13 +2,13 @@ import json
 import math
 import shutil
 
-import evaluate as script
 import numpy as np
 import pytest
-from assembly import build_model
-from recipe import load_recipe
 
 from elita_tf.data import Split, load_corpus, load_tokenizer
+from elita_tf.runs import evaluation as script
+from elita_tf.runs.assembly import build_model
+from elita_tf.runs.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,10 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from assembly import (
+
+from elita_tf.data import training_batch
+from elita_tf.layers import GatedLinearAttention
+from elita_tf.runs.assembly import (
     assemble,
     build_model,
     build_optimizer,
@@ -10,11 +13,8 @@ from assembly import (
     describe_batch,
     validation_windows,
 )
-from evaluate import losses_by_position
-from recipe import load_recipe
-
-from elita_tf.data import training_batch
-from elita_tf.layers import GatedLinearAttention
+from elita_tf.runs.evaluation import losses_by_position
+from elita_tf.runs.recipe import load_recipe
 from tests.helpers import randomized
 
 

@@ -1,7 +1,7 @@
 """Where a run trains: on one device, or on several of this machine or of several machines.
 
-`find` gives what the flag `--devices` of `train.py` names, as a scope for building the model and
-for `fit`:
+`find` gives what the option `--devices` of `elita train` names, as a scope for building the model
+and for `fit`:
 
     one       the backend's first device
     data      the model on every device, each with its part of the batch
@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
-from recipe import Recipe
+
+from elita_tf.runs.recipe import Recipe
 
 # Heads, inner features and the vocabulary are cut; what writes into the residual stream is cut
 # along the axis that is summed over, so that a block needs one sum over the devices a branch.
@@ -46,7 +47,7 @@ LAYOUTS = {
 }
 
 
-class Place(NamedTuple):
+class Devices(NamedTuple):
     """A scope, the parts that it cuts a batch into, and whether this process writes the run."""
 
     scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
@@ -58,10 +59,10 @@ class Place(NamedTuple):
         return run_dir if self.is_first else Path(tempfile.mkdtemp())
 
 
-ONE = Place()
+ONE_DEVICE = Devices()
 
 
-def find(devices: str, recipe: Recipe) -> Place:
+def find(devices: str, recipe: Recipe) -> Devices:
     """The devices of a run. Call it before anything computes.
 
     Raises:
@@ -74,12 +75,12 @@ def find(devices: str, recipe: Recipe) -> Place:
     if backend == "jax" and tf.config.list_physical_devices("GPU"):
         tf.config.set_visible_devices([], "GPU")  # TensorFlow only reads the data
     if kind == "one":
-        return ONE
-    place = _on_jax(kind, int(size or 0)) if backend == "jax" else _on_tensorflow(kind)
-    if recipe.batch_size % place.num_replicas:
+        return ONE_DEVICE
+    found = _on_jax(kind, int(size or 0)) if backend == "jax" else _on_tensorflow(kind)
+    if recipe.batch_size % found.num_replicas:
         raise ValueError(
             f"--devices {devices}: a batch of {recipe.batch_size} does not divide over "
-            f"{place.num_replicas} parts. Choose another batch_size."
+            f"{found.num_replicas} parts. Choose another batch_size."
         )
     if backend == "tensorflow" and recipe.carry_state:
         raise ValueError("carry_state needs --devices one, or KERAS_BACKEND=jax.")
@@ -88,10 +89,10 @@ def find(devices: str, recipe: Recipe) -> Place:
             f"clip_norm={recipe.clip_norm}: on TensorFlow, Keras clips what each device has of the "
             "gradient, not their sum. Choose clip_norm=0, --devices one or KERAS_BACKEND=jax."
         )
-    return place
+    return found
 
 
-def _on_tensorflow(kind: str) -> Place:
+def _on_tensorflow(kind: str) -> Devices:
     if kind == "model":
         raise ValueError("--devices model needs KERAS_BACKEND=jax.")
     if kind == "tpu":
@@ -104,7 +105,7 @@ def _on_tensorflow(kind: str) -> Place:
     else:
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
-    return Place(strategy.scope, strategy.num_replicas_in_sync)
+    return Devices(strategy.scope, strategy.num_replicas_in_sync)
 
 
 def _tpu() -> tf.distribute.cluster_resolver.TPUClusterResolver:
@@ -117,7 +118,7 @@ def _tpu() -> tf.distribute.cluster_resolver.TPUClusterResolver:
         ) from error
 
 
-def _on_jax(kind: str, size: int) -> Place:
+def _on_jax(kind: str, size: int) -> Devices:
     import jax
 
     if kind == "tpu":
@@ -134,7 +135,7 @@ def _on_jax(kind: str, size: int) -> Place:
         raise ValueError("--devices model is for one process, which saves all of the model.")
     else:
         distribution = model_parallel(count // size, size)
-    return Place(distribution.scope, distribution.num_model_replicas, jax.process_index() == 0)
+    return Devices(distribution.scope, distribution.num_model_replicas, jax.process_index() == 0)
 
 
 def model_parallel(num_replicas: int, size: int) -> keras.distribution.ModelParallel:

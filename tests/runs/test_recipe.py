@@ -1,5 +1,6 @@
 import pytest
-from recipe import FOLDER, Recipe, load_recipe
+
+from elita_tf.runs.recipe import FOLDER, Recipe, load_recipe
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
@@ -102,6 +103,15 @@ def test_a_stream_cannot_skip_steps(tiny_recipe):
         load_recipe(str(tiny_recipe), ["carry_state=true", "on_nonfinite=skip"])
 
 
+def test_averages_need_a_momentum_below_1(tiny_recipe):
+    assert load_recipe(str(tiny_recipe), ["ema_momentum=0.99"]).ema_momentum == 0.99
+    for value in ("1", "1.5"):
+        with pytest.raises(ValueError, match=f"ema_momentum = {value}: expected a number below 1"):
+            load_recipe(str(tiny_recipe), [f"ema_momentum={value}"])
+    with pytest.raises(ValueError, match="expected a number, at least 0"):
+        load_recipe(str(tiny_recipe), ["ema_momentum=-0.5"])
+
+
 def test_differences_name_what_changed(tiny_recipe):
     first, second = (load_recipe(str(tiny_recipe), [f"seed={seed}"]) for seed in (0, 1))
     assert first.differences(first) == []
@@ -116,5 +126,7 @@ def test_a_missing_key_and_broken_toml_and_a_missing_file(tmp_path):
     path.write_text("corpus = \n")
     with pytest.raises(ValueError, match=r"recipe\.toml is not valid TOML"):
         load_recipe(str(path))
+    with pytest.raises(FileNotFoundError, match="'gla-wikitext'.* Did you mean gla-wikitext2?"):
+        load_recipe("gla-wikitext")
     with pytest.raises(FileNotFoundError, match="'nothing'.*one of elita-.*quickstart"):
         load_recipe("nothing")

@@ -21,7 +21,7 @@ ORDER = (GATED, SINES, "gla", "gla_ff2", TRANSFORMER)
 TUNED, STEPS, HEADLINE_STEPS = "cosine", 450, 4_300
 SIZE = {"num_layers": 3, "hidden_dim": 64}
 MODEL = {"mixers": [], "mixer_options": {}, "feed_forward": "", "feed_forward_options": {}}
-OPTIONS = {"warmup_steps": 30, "weight_decay": 0.0, "optimizer": "adam"}
+OPTIONS = {"warmup_steps": 30, "weight_decay": 0.0, "optimizer": "adam", "ema_momentum": 0.0}
 LENGTHS, CARRIED = ("256", "1024", "4096", "16384"), "carried"
 GATES = {"none": 23.21, "fixed": 16.55, "scalar": 15.56, "vector": 14.77}  # of GLA's paper
 SOFTMAX, VALID = "softmax", 0.95
@@ -357,7 +357,7 @@ def _rates_and_options(study: Study, _: Draw) -> list[str]:
         "Validation losses with seed 0 by the peak of the rate, the best of each in bold:",
         _table(list(rows.values()), "architecture", *(f"{rate:g}" for rate in rates)),
         "Other options at the best rate: the validation loss minus that of a warm-up of 30 steps, "
-        "no weight decay and Adam. An option is kept, for all, if the mean improves.",
+        "no weight decay, Adam and no averages. An option is kept, for all, if the mean improves.",
         _table(table),
     ]
 
@@ -391,7 +391,10 @@ def write_page(folder: Path, page: Path) -> None:
         plot(path, curves, labels, **options)
         return [f"![{labels[1]} by {labels[0]}]({plots.name}/{path.name})"]
 
-    text = ["# Results", "`training/results.py` makes this page from the JSON files of the runs."]
+    text = [
+        "# Results",
+        "`elita_tf/runs/results.py` makes this page from the runs' JSON files.",
+    ]
     for number, section in enumerate(SECTIONS, start=1):
         title = section.__name__.strip("_").replace("_", " ").capitalize()
         text += [f"## {number}. {title}", *section(study, draw)]

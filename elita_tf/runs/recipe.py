@@ -1,5 +1,7 @@
 """Recipes: TOML files whose keys are the fields of `Recipe`."""
 
+import difflib
+import itertools
 import json
 import tomllib
 import types
@@ -12,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 from elita_tf.data import tokenizers
 from elita_tf.data.documents import DOCUMENTS
 from elita_tf.models import architectures
+from elita_tf.runs.command_line import command_parser, explained
 
 FOLDER = Path(__file__).parent / "recipes"
 ON_NONFINITE = ("stop", "skip")
@@ -72,6 +75,7 @@ class Recipe:
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
     beta_1: Amount = 0.9
     beta_2: Amount = 0.999
+    ema_momentum: Amount = 0.0  # below 1; validates and keeps averages of the weights; 0 does not
     weight_decay: Amount = 0.0  # of matrices alone
     clip_norm: Amount = 0.0  # norm of the whole gradient; 0 does not clip
     inverse_sqrt_scale: Amount = 0.01  # for capped_inverse_sqrt
@@ -111,7 +115,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Reads a recipe and checks it.
 
     Args:
-        name: a file in `training/recipes` without its `.toml`, or a path.
+        name: of a recipe of the package (see `elita_tf/runs/recipes`), or the path of a file.
         overrides: `key=value`, the value written as in TOML; quotes of strings may be left out. A
             key of a table is `table.key`.
 
@@ -120,12 +124,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         ValueError: for broken TOML, an unknown or missing key or a wrong value; the message says
             what is allowed.
     """
-    path = FOLDER / f"{name}.toml"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.toml")))
-        raise FileNotFoundError(f"No recipe {name!r}: expected a file, or one of {known}.")
+    path = _find(name)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     # Besides TOML's own error: no UTF-8, numbers of thousands of digits, deeply nested brackets.
@@ -134,6 +133,23 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     for key, value in map(_parse_override, overrides):
         _assign(values, key.split("."), value)
     return checked_recipe(values)
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes of the package."""
+    return sorted(file.stem for file in FOLDER.glob("*.toml"))
+
+
+def _find(name: str) -> Path:
+    for path in (FOLDER / f"{name}.toml", Path(name).expanduser()):
+        if path.is_file():
+            return path
+    known = recipe_names()
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise FileNotFoundError(
+        f"No recipe {name!r}: expected a file, or one of {', '.join(known)}.{hint}"
+    )
 
 
 def _to_toml(value: Any) -> str:
@@ -187,6 +203,8 @@ def checked_recipe(values: dict[str, Any]) -> Recipe:
             expected = _describe(annotations[key])
             raise ValueError(f"{key} = {json.dumps(value, default=str)}: expected {expected}.")
     recipe = Recipe(**values)
+    if recipe.ema_momentum >= 1:
+        raise ValueError(f"ema_momentum = {recipe.ema_momentum}: expected a number below 1.")
     if recipe.carry_state and recipe.on_nonfinite == "skip":
         raise ValueError(
             'carry_state = true needs on_nonfinite = "stop": a stream cannot go on from the state '
@@ -240,3 +258,23 @@ def _describe(annotation: Any) -> str:
     if kind in _NOUNS:
         return _NOUNS[kind]
     return " or ".join(map(_describe, typing.get_args(annotation)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command `elita recipes`."""
+    parser = command_parser(
+        "recipes", "Lists the recipes of the package, or prints one.", "", "quickstart"
+    )
+    parser.add_argument("name", nargs="?", help="the recipe to print")
+    options = parser.parse_args(arguments)
+    with explained(parser):
+        if options.name:
+            print(_find(options.name).read_text(encoding="utf-8"), end="")
+            return
+        for name in recipe_names():
+            print(f"{name:28} {_first_sentence(_find(name).read_text(encoding='utf-8'))}")
+
+
+def _first_sentence(text: str) -> str:
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.removeprefix("# ") for line in comment).partition(". ")[0]

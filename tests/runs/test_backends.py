@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import export
-import generate
 import keras
 import numpy as np
 import pytest
-from assembly import load_run
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from elita_tf.runs import exports, generation
+from elita_tf.runs.assembly import load_run
 from tests import helpers
 from tests.helpers import jitted
 
@@ -27,17 +26,17 @@ OTHER = """
 import sys
 from pathlib import Path
 
-sys.path.insert(0, "training")
-import evaluate, export, keras
+import keras
 import numpy as np
-from assembly import load_run
-from tests.training.test_backends import make_model
+from elita_tf.runs import evaluation, exports
+from elita_tf.runs.assembly import load_run
+from tests.runs.test_backends import make_model
 
 folder, run = Path(sys.argv[1]), sys.argv[2]
 assert keras.backend.backend() == "tensorflow"
 ids = {"token_ids": np.load(folder / "ids.npy")}
-evaluate.main(["--run_dir", run, "--split", "valid"])
-export.main(["--run_dir", run, "--output", str(folder / "served")])
+evaluation.main(["--run_dir", run, "--split", "valid"])
+exports.main(["--run_dir", run, "--output", str(folder / "served")])
 given = make_model()
 given.save_weights(folder / "given.weights.h5")
 np.savez(folder / "logits.npz", run=load_run(Path(run))(ids), given=given(ids))
@@ -80,14 +79,16 @@ def test_a_run_is_evaluated_and_exported_elsewhere(run_dir, elsewhere, capsys):
     assert evaluated["loss"] == pytest.approx(summary["validation_loss"], rel=1e-5)
     said = []
     for source in (["--run_dir", str(run_dir)], ["--saved_model", str(elsewhere / "served")]):
-        generate.main([*source, "--prompt", "3 plus", "--max_length", "12", "--sampler", "greedy"])
+        generation.main(
+            [*source, "--prompt", "3 plus", "--max_length", "12", "--sampler", "greedy"]
+        )
         said.append(capsys.readouterr().out.rsplit("\n", 2)[0])
     assert said[0] == said[1] and said[0].startswith("3 plus")
 
 
 def test_an_export_from_jax_says_what_to_do(run_dir, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        export.main(["--run_dir", str(run_dir), "--output", str(tmp_path / "served")])
+        exports.main(["--run_dir", str(run_dir), "--output", str(tmp_path / "served")])
     assert "KERAS_BACKEND=tensorflow" in capsys.readouterr().err
 
 

@@ -1,12 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
 
+from elita_tf.runs import training
 from tests import helpers
-
-# The scripts are run from their folder, which Python puts on the path.
-sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 
 TINY = """
 corpus = "{corpus}"
@@ -49,8 +44,7 @@ def tiny_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run_dir(tiny_recipe, tmp_path_factory):
     """The folder of a finished run."""
-    import train
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert train.main(["--recipe", str(tiny_recipe), "--run_dir", str(folder)]) == 0
+    assert training.main(["--recipe", str(tiny_recipe), "--run_dir", str(folder)]) == 0
     return folder

@@ -1,14 +1,15 @@
-import export as script
-import generate
 import pytest
-from assembly import load_run
+
+from elita_tf.runs import exports as script
+from elita_tf.runs import generation
+from elita_tf.runs.assembly import load_run
 
 
 def test_a_saved_model_of_a_run_makes_the_text_of_the_run(run_dir, tmp_path, capsys):
     folder = tmp_path / "served"
     script.main(["--preset", str(run_dir / "preset"), "--output", str(folder)])
     assert "bytes" in capsys.readouterr().out
-    generate.main(["--saved_model", str(folder), "--prompt", "3 plus", "--max_length", "14"])
+    generation.main(["--saved_model", str(folder), "--prompt", "3 plus", "--max_length", "14"])
     assert capsys.readouterr().out.startswith("3 plus")
     script.main(["--run_dir", str(run_dir), "--format", "litert", "--output", str(folder / "a")])
     assert (folder / "a").read_bytes()[4:8] == b"TFL3"

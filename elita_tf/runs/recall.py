@@ -109,7 +109,14 @@ class QueriesCausalLM(ElitaCausalLM):
         super().__init__(backbone)
         self.most_queries = most_queries
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True) -> Any:
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
         weights, positions = ops.top_k(sample_weight, self.most_queries)
         hidden_states = self.backbone(x, training=training)
         hidden_states = ops.take_along_axis(hidden_states, positions[:, :, None], axis=1)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import study
-from assembly import build_model
-from recipe import load_recipe
+
+from elita_tf.runs import study
+from elita_tf.runs.assembly import build_model
+from elita_tf.runs.recipe import load_recipe
 
 
 @pytest.fixture
@@ -129,3 +130,25 @@ def test_late_losses_are_of_the_same_labels_at_every_length(
     buckets = {x["start"]: x["loss"] for x in figures[16]["loss_by_position"]}
     assert figures[16]["late_loss"] == pytest.approx(buckets[8], rel=1e-2)
     assert figures[16]["late_loss"] != figures[16]["loss"]
+
+
+RECORDS = sorted((Path(__file__).parents[2] / "docs" / "study").glob("*,*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=[path.stem[-60:] for path in RECORDS])
+def test_the_records_that_exist_are_of_the_recipes_as_they_are(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["kind"] != "run":
+        pytest.skip("not of a recipe")
+    plan = dataclasses.replace(study.FULL, folder=path.parent, page=tmp_path / "page.md")
+    made = study.Study(plan, tmp_path, tmp_path / "runs")
+    monkeypatch.setattr(made, "_train_in_a_process", lambda *_: pytest.fail("trained again"))
+    run = study.Run(record["recipe_name"], tuple(record["overrides"]))
+    assert run.name == path.stem
+    assert made.train(run) == record
+
+
+def test_there_are_records() -> None:
+    assert len(RECORDS) >= 2

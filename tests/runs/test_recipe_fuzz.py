@@ -5,8 +5,8 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recipe import FOLDER, Recipe, load_recipe
 
+from elita_tf.runs.recipe import FOLDER, Recipe, load_recipe
 from tests.helpers import budget
 
 NAMES = tuple(Recipe.__dataclass_fields__)

@@ -3,12 +3,12 @@
 import pickle
 from pathlib import Path
 
-import evaluate
 import pytest
-from assembly import build_model, load_run
-from recipe import load_recipe
 
 from elita_tf.data import Split, make_tokenizer
+from elita_tf.runs import evaluation
+from elita_tf.runs.assembly import build_model, load_run
+from elita_tf.runs.recipe import load_recipe
 from tests.hostile import Payload
 
 FILES = pytest.mark.parametrize(
@@ -87,6 +87,6 @@ def test_a_recipe_that_does_not_fit(run, line):
 def test_evaluation_names_what_is_broken(run, capsys):
     (run / "last.weights.h5").write_bytes(b"none")
     with pytest.raises(SystemExit) as caught:
-        evaluate.main(["--run_dir", str(run)])
+        evaluation.main(["--run_dir", str(run)])
     assert caught.value.code == 2
     assert "weights.h5" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""The beginning of a run: is it a new one, or does it go on; and everything that it needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from elita_tf.callbacks import Checkpoint
+from elita_tf.runs import devices, run_folder
+from elita_tf.runs.assembly import TrainingSetup, assemble
+from elita_tf.runs.recipe import Recipe
+
+
+class Request(NamedTuple):
+    """A run to begin, or, from its checkpoint, to go on with."""
+
+    run_dir: Path
+    recipe: Recipe
+    setup: TrainingSetup
+    checkpoint: Checkpoint | None
+    devices: devices.Devices
+
+
+class Mode(NamedTuple):
+    """How a run treats what its folder holds.
+
+    resume: only go on, and begin nothing.
+    restart: begin anew, and delete what the run in the folder wrote.
+    force: go on although the recipe or the text has changed.
+    """
+
+    resume: bool = False
+    restart: bool = False
+    force: bool = False
+
+
+@contextmanager
+def opened(
+    recipe: Recipe, run_dir: Path, data_dir: Path | None, device_kind: str, mode: Mode
+) -> Iterator[Request | None]:
+    """Gives what is to be done in the folder, which is locked meanwhile; None if nothing is left.
+
+    Raises:
+        ValueError, OSError, ImportError: for what an option, a recipe or a folder can have wrong.
+    """
+    found = devices.find(device_kind, recipe)
+    run_dir = found.folder(run_dir)
+    run_folder.require_own(run_dir, mode.restart)
+    with run_folder.locked(run_dir):
+        checkpoint = None
+        if not mode.restart:
+            checkpoint = run_folder.checkpoint_of(run_dir, recipe, mode.force)
+            if run_folder.is_finished(run_dir, recipe):
+                yield None
+                return
+        if mode.resume and checkpoint is None:
+            raise ValueError(f"--resume: {run_dir} holds no checkpoint to go on from.")
+        with found.scope():
+            setup = assemble(recipe, data_dir, checkpoint.start_step if checkpoint else 0)
+        if checkpoint and not mode.force:
+            run_folder.require_same_text(checkpoint, setup.train_ids)
+        yield Request(run_dir, recipe, setup, checkpoint, found)
