@@ -82,7 +82,7 @@ valid_ids = data.encode_split(tokenizer, corpus["valid"])
 
 bytes_per_token = corpus["valid"].num_bytes / len(valid_ids)
 print(f"{len(train_ids):,} training tokens, {bytes_per_token:.2f} bytes each")
-print("|".join(tokenizer.decode([token]) for token in valid_ids[100:140]))
+print("|".join(tokenizer.detokenize([token]) for token in valid_ids[100:140]))
 
 # %% [markdown]
 # ## The model
@@ -99,7 +99,7 @@ arguments = {
     "num_layers": NUM_LAYERS,
     "context_length": CONTEXT_LENGTH,
 }
-backbone = ElitaBackbone(vocabulary_size=tokenizer.vocabulary_size, **arguments)
+backbone = ElitaBackbone(vocabulary_size=tokenizer.vocabulary_size(), **arguments)
 model = ElitaCausalLM(backbone)
 model.compile(jit_compile=JIT_COMPILE)
 backbone.summary()
@@ -119,7 +119,7 @@ from elita_tf.callbacks import KeepWeights, LossPlot, TrainingLog
 run_dir = Path("run")
 run_dir.mkdir(exist_ok=True)
 sizes = {"context_length": CONTEXT_LENGTH, "batch_size": BATCH_SIZE}
-entropy = data.unigram_entropy(valid_ids, tokenizer.vocabulary_size)
+entropy = data.unigram_entropy(valid_ids, tokenizer.vocabulary_size())
 weights = KeepWeights(run_dir)
 plot = LossPlot(run_dir / "loss.png", CORPUS, ("unigram entropy of the validation text", entropy))
 
@@ -155,12 +155,11 @@ print(f"{loss / math.log(2) / bytes_per_token:.3f} bits per byte")
 # %%
 import keras_hub
 
-from elita_tf.models import ElitaCausalLMPreprocessor, ElitaTokenizer
+from elita_tf.models import ElitaCausalLMPreprocessor
 
 model.load_weights(weights.best_so_far)
-tokenizer.save(run_dir)
 preprocessor = ElitaCausalLMPreprocessor(
-    ElitaTokenizer(str(run_dir / "sentencepiece.model")),
+    tokenizer,
     CONTEXT_LENGTH,
     # The windows were cut from running text: no token marked a start or an end.
     add_start_token=False,

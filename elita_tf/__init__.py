@@ -11,7 +11,16 @@ from elita_tf import layers, ops
 
 __version__ = "0.1.0"
 
-__all__ = ["callbacks", "data", "layers", "models", "ops", "optimizers", "schedules"]
+__all__ = [
+    "callbacks",
+    "data",
+    "experimental",
+    "layers",
+    "models",
+    "ops",
+    "optimizers",
+    "schedules",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -21,13 +21,22 @@ PARTS = {
     "__init__": ({"layers", "ops"}, set()),
     "ops": ({"ops"}, {"keras"}),
     "layers": ({"layers", "ops"}, {"keras"}),
-    "models": ({"layers", "models", "ops", "schedules"}, {"keras", "keras_hub"}),
+    "models": (
+        {"data", "layers", "models", "ops", "packaged_presets", "schedules"},
+        {"keras", "keras_hub"},
+    ),
+    "packaged_presets": (set(), set()),
+    "experimental": ({"experimental", "ops"}, {"jax", "keras"}),
+    "files": (set(), set()),
     "schedules": (set(), {"keras"}),
     "optimizers": (set(), {"keras"}),
-    "callbacks": ({"callbacks"}, {"keras", "matplotlib", "numpy"}),
+    "callbacks": ({"callbacks", "files"}, {"keras", "matplotlib", "numpy"}),
     "data": (
-        {"data"},
-        {"huggingface_hub", "keras_hub", "numpy", "pyarrow", "sentencepiece", "tensorflow"},
+        {"data", "files", "packaged_presets"},
+        {
+            *("huggingface_hub", "keras", "keras_hub", "numpy", "pyarrow"),
+            *("sentencepiece", "tensorflow", "tokenizers"),
+        },
     ),
 }
 EXCEPTIONS = {
@@ -36,12 +45,19 @@ EXCEPTIONS = {
     "models/generation.py": {"numpy"},
     "models/preprocessor.py": {"tensorflow"},
     "models/programs.py": {"tensorflow"},
-    "models/tokenizer.py": {"numpy", "tensorflow"},
-    "ops/sequence_parallel.py": {"jax"},
 }
 
 PUBLIC = {
-    "elita_tf": {"callbacks", "data", "layers", "models", "ops", "optimizers", "schedules"},
+    "elita_tf": {
+        "callbacks",
+        "data",
+        "experimental",
+        "layers",
+        "models",
+        "ops",
+        "optimizers",
+        "schedules",
+    },
     "elita_tf.callbacks": {
         "Checkpoint",
         "Checkpoints",
@@ -60,15 +76,17 @@ PUBLIC = {
         "attention2",
         "attention2_empty_state",
         "attention2_recurrent",
-        "attention2_sequence_parallel",
         "attention2_step",
         "feed_forward2",
         "gated_linear_attention",
         "gated_linear_attention_recurrent",
-        "gated_linear_attention_sequence_parallel",
         "gated_linear_attention_step",
         "linear_cross_entropy",
         "token_cross_entropy",
+    },
+    "elita_tf.experimental": {
+        "attention2_sequence_parallel",
+        "gated_linear_attention_sequence_parallel",
     },
     "elita_tf.layers": {
         "Attention2",
@@ -93,8 +111,8 @@ PUBLIC = {
     "elita_tf.data": {
         "SPLITS",
         "Corpus",
-        "GPT2Tokenizer",
-        "SentencePieceTokenizer",
+        "ElitaGPT2Tokenizer",
+        "ElitaTokenizer",
         "Split",
         "Tokenizer",
         "document_ids",

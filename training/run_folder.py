@@ -18,7 +18,7 @@ from recipe import Recipe, checked_recipe, load_recipe
 
 from elita_tf.callbacks import Checkpoint, newest_checkpoint
 from elita_tf.data import Tokenizer
-from elita_tf.data.cache import atomic_path
+from elita_tf.files import atomic_path
 
 PACKAGES = ("elita_tf", "keras", "keras-hub", "tensorflow", "numpy", "sentencepiece")
 RESULTS = ("summary.json", "sample.txt", "evaluation-*.json", "preset")
@@ -46,7 +46,7 @@ def checkpoint_of(run_dir: Path, recipe: Recipe, force: bool) -> Checkpoint | No
     if checkpoint is None and not _finished(run_dir):
         return None
     if checkpoint:
-        made_with = checked_recipe(checkpoint.notes["recipe"])
+        made_with = checked_recipe(checkpoint.metadata["recipe"])
     else:
         made_with = load_recipe(str(run_dir / "recipe.toml"))
     changed = "; ".join(made_with.differences(recipe))
@@ -70,7 +70,7 @@ def notes(recipe: Recipe, train_ids: np.ndarray) -> dict[str, Any]:
 
 def require_same_text(checkpoint: Checkpoint, train_ids: np.ndarray) -> None:
     """Raises ValueError if the token ids are not those that the checkpoint was trained on."""
-    if checkpoint.notes["train_ids"] != _fingerprint(train_ids):
+    if checkpoint.metadata["train_ids"] != _fingerprint(train_ids):
         raise ValueError(
             f"The training text or its tokens are not those that {checkpoint.path} was trained on. "
             "Begin anew with --restart, or go on with the new text with --force."

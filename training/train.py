@@ -44,7 +44,7 @@ def watch(
         run_dir / "checkpoints",
         kept,
         seconds=recipe.checkpoint_seconds,
-        notes=run_folder.notes(recipe, parts.train_ids),
+        metadata=run_folder.notes(recipe, parts.train_ids),
         resumed=checkpoint,
         due=lambda: stop.received,
     )
@@ -53,7 +53,7 @@ def watch(
 
 def entropy_of(parts: Parts, token_ids: Any) -> float:
     """What a model that knows how often each token comes would lose, in nats."""
-    return unigram_entropy(token_ids, parts.tokenizer.vocabulary_size)
+    return unigram_entropy(token_ids, parts.tokenizer.vocabulary_size())
 
 
 def fit(
@@ -92,7 +92,7 @@ def train(
     try:
         fit(recipe, parts, checkpoint, place, watched)
         # Anew, as validation takes one device.
-        model = load_trained(run_dir, recipe, parts.tokenizer.vocabulary_size)
+        model = load_trained(run_dir, recipe, parts.tokenizer.vocabulary_size())
         sizes = recipe.context_length, recipe.batch_size
         losses = losses_by_position(model, parts.valid_ids, *sizes, documents=parts.valid_documents)
         figures = report(parts.corpus["valid"], *losses)

@@ -1,11 +1,11 @@
-"""The weights that a training run is for."""
+"""The best and the last weights of a training run, as files."""
 
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from elita_tf.callbacks.checkpoint_files import write_whole
+from elita_tf.files import atomic_path
 
 Logs = dict[str, Any] | None
 
@@ -13,8 +13,8 @@ Logs = dict[str, Any] | None
 class KeepWeights(keras.callbacks.Callback):
     """Writes `last.weights.h5`, and `best.weights.h5` when the validation loss is lowest.
 
-    Both are written whole or not at all, after every epoch and, where there are none yet, at the
-    start, so that a run that is killed leaves weights that load.
+    Both are written whole or not at all, after every epoch. A new run also writes its initial
+    weights, so that a run that is killed early leaves weights that load.
 
     Args:
         folder: where to write.
@@ -47,7 +47,7 @@ class KeepWeights(keras.callbacks.Callback):
 
     @property
     def best_so_far(self) -> Path:
-        """The best weights, or the last ones as long as no validation gave a finite loss."""
+        """The best weights, or the last ones while no validation has given a finite loss."""
         return self.best if self.best.is_file() else self.last
 
     def save_last(self) -> None:
@@ -55,4 +55,5 @@ class KeepWeights(keras.callbacks.Callback):
         self._save(self.last)
 
     def _save(self, path: Path) -> None:
-        write_whole(path, self.model.save_weights)
+        with atomic_path(path, single_writer=True) as temporary:
+            self.model.save_weights(temporary)

@@ -1,12 +1,12 @@
 """Decoder language models assembled from the layers."""
 
+from elita_tf.data import ElitaGPT2Tokenizer, ElitaTokenizer
 from elita_tf.models.architectures import architectures
 from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.causal_lm import ElitaCausalLM
 from elita_tf.models.export import export_litert, export_onnx, export_saved_model
 from elita_tf.models.gpt2 import load_gpt2_embeddings
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
-from elita_tf.models.tokenizer import ElitaGPT2Tokenizer, ElitaTokenizer
 
 __all__ = [
     "ElitaBackbone",

@@ -11,7 +11,7 @@ from elita_tf.layers.arguments import positions_of, require_state
 from elita_tf.layers.segments import LEAF, follow_segments
 from elita_tf.models import blocks, padding
 from elita_tf.models.learned_positions import LearnedPositions
-from elita_tf.models.presets import PackagedPresets
+from elita_tf.packaged_presets import PackagedPresets
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")

@@ -13,9 +13,9 @@ from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
 from elita_tf.models.padding import OptionalInputs, require_inputs
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
-from elita_tf.models.presets import PackagedPresets
 from elita_tf.models.training import Training
 from elita_tf.ops import token_cross_entropy
+from elita_tf.packaged_presets import PackagedPresets
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
