@@ -77,7 +77,7 @@ setup = runs.assemble(recipe, DATA_DIR)
 valid_ids, tokenizer = setup.valid_ids, setup.tokenizer
 bytes_per_token = setup.corpus["valid"].num_bytes / len(valid_ids)
 print(f"{len(setup.train_ids):,} training tokens, {bytes_per_token:.2f} bytes each")
-print("|".join(tokenizer.decode([token]) for token in valid_ids[100:140]))
+print("|".join(tokenizer.detokenize([token]) for token in valid_ids[100:140]))
 
 # %% [markdown]
 # ## The model

@@ -12,7 +12,17 @@ from elita_tf import layers, ops
 
 __version__ = "0.1.0"
 
-__all__ = ["callbacks", "data", "layers", "models", "ops", "optimizers", "runs", "schedules"]
+__all__ = [
+    "callbacks",
+    "data",
+    "experimental",
+    "layers",
+    "models",
+    "ops",
+    "optimizers",
+    "runs",
+    "schedules",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

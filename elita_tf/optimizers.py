@@ -1,4 +1,4 @@
-"""Optimizers that know the norm of their gradient."""
+"""Optimizers that keep the norm of their gradient."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from keras import ops
 
 
 class _Monitored:
-    """For optimizers: keeps `gradient_norm`, and can leave out steps.
+    """Mixin of optimizers: keeps `gradient_norm`, and can skip steps.
 
-    The learning rate is computed once a step, and not for every variable, as in Keras: a schedule
-    is a graph of its own, and hundreds of them take long to trace and compile.
+    The learning rate is computed once for each step. Keras computes it for every variable: a
+    schedule is a graph of its own, and hundreds of them take long to trace and compile.
     """
 
     _rate_of_step: Any = None
@@ -55,14 +55,18 @@ class _Monitored:
         self.gradient_norm.assign(norm)
 
     def _begin_step(self) -> None:
-        """Called when the learning rate of the step is known."""
+        """Called in each step when its learning rate is known."""
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "skip_nonfinite": self.skip_nonfinite}
 
 
 class _MonitoredAdam(_Monitored):
-    """For Adam and AdamW: the bias correction, too, is computed once a step."""
+    """Mixin of Adam and AdamW: the bias correction, too, is computed once for each step.
+
+    Keras computes it for every variable. For 12 blocks of width 32 that makes the first step 9 s
+    longer (37 instead of 28 s, on one CPU core).
+    """
 
     _scale_of_step: Any = None
 
@@ -88,16 +92,16 @@ class _MonitoredAdam(_Monitored):
 
 @keras.saving.register_keras_serializable(package="elita_tf")
 class MonitoredAdam(_MonitoredAdam, keras.optimizers.Adam):
-    """`keras.optimizers.Adam` that knows the norm of its gradient.
+    """`keras.optimizers.Adam` that keeps the norm of its gradient.
 
-    After a step, the variable `gradient_norm` is the norm of the whole gradient before clipping;
-    where that is NaN or infinite, the gradient is not finite, or too large for its square. With
-    `skip_nonfinite` such a step changes neither the weights nor the optimizer. That needs a second
-    copy of both for the time of an update, and one device.
+    After a step, the variable `gradient_norm` is the norm of the whole gradient before clipping.
+    If the norm is NaN or infinite, the gradient is not finite, or its square is too large for
+    float32. With `skip_nonfinite` such a step changes neither the weights nor the optimizer. That
+    needs a second copy of both during an update, and a single device.
 
     Args:
         *args, **kwargs: of `keras.optimizers.Adam`.
-        skip_nonfinite: leave out steps whose gradient is not finite.
+        skip_nonfinite: skip steps whose gradient is not finite.
 
     Example:
 
@@ -114,15 +118,15 @@ class MonitoredAdam(_MonitoredAdam, keras.optimizers.Adam):
 
 @keras.saving.register_keras_serializable(package="elita_tf")
 class MonitoredAdamW(_MonitoredAdam, keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` that knows the norm of its gradient: see `MonitoredAdam`."""
+    """`keras.optimizers.AdamW` that keeps the norm of its gradient: see `MonitoredAdam`."""
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
 class MonitoredMuon(_Monitored, keras.optimizers.Muon):
-    """`keras.optimizers.Muon` that knows the norm of its gradient: see `MonitoredAdam`."""
+    """`keras.optimizers.Muon` that keeps the norm of its gradient: see `MonitoredAdam`."""
 
 
 def _global_norm(gradients: list[Any]) -> Any:
-    # Reshaping adds up what TensorFlow's gradient of an embedding holds of one row in parts.
+    # TensorFlow's gradient of an embedding can hold several parts of one row; reshaping adds them.
     flat = [ops.cast(ops.reshape(g, (-1,)), "float32") for g in gradients if g is not None]
     return ops.sqrt(sum(ops.sum(ops.square(g)) for g in flat))

@@ -1,6 +1,7 @@
 """Checkpoints as files, and training that goes on from them bit for bit."""
 
 import csv
+import os
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from elita_tf.callbacks import (
     newest_checkpoint,
 )
 from elita_tf.callbacks.checkpoint_files import save_checkpoint
+from elita_tf.callbacks.checkpoints import stable_paths
 from elita_tf.optimizers import MonitoredAdam
 
 BATCH, STEPS, EPOCH_STEPS = 2, 10, 4
@@ -46,15 +48,15 @@ class Kill(keras.callbacks.Callback):
             raise Killed
 
 
-def make_model(units=4, **options):
+def make_model(units=4, hidden=keras.layers.Dense, average=None, **options):
     keras.utils.set_random_seed(1)
-    layers = [keras.layers.Dropout(0.5), keras.layers.Dense(units), keras.layers.Dense(1)]
+    layers = [keras.layers.Dropout(0.5), hidden(units, **options), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((3,)), *layers])
-    model.compile(MonitoredAdam(0.125, **options), "mse", metrics=["mae"])
+    model.compile(MonitoredAdam(0.125, **(average or {})), "mse", metrics=["mae"])
     return model
 
 
-def train(folder, kill=None, units=4, seconds=0.0, **options):
+def train(folder, kill=None, seconds=0.0, **options):
     """Trains in a folder, from its newest checkpoint if it has one."""
     resumed = newest_checkpoint(folder)
     start = resumed.start_step if resumed else 0
@@ -65,8 +67,8 @@ def train(folder, kill=None, units=4, seconds=0.0, **options):
         LossPlot(folder / "loss.png"),
     ]
     checkpoints = Checkpoints(folder, kept, seconds=seconds, resumed=resumed)
-    averages = [ValidateAverages()] if options else []
-    model = make_model(units, **options)
+    averages = [ValidateAverages()] if "average" in options else []
+    model = make_model(**options)
     model.fit(
         X[start * BATCH :],
         Y[start * BATCH :],
@@ -111,7 +113,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path, after, in_validation,
 @pytest.mark.parametrize(("after", "in_validation"), [(3, False), (8, True)])
 def test_averages_go_on_bit_for_bit(tmp_path, after, in_validation):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    options = {"use_ema": True, "ema_momentum": 0.75}
+    options = {"average": {"use_ema": True, "ema_momentum": 0.75}}
     for folder in (killed, whole):
         folder.mkdir()
     with pytest.raises(Killed):
@@ -141,7 +143,7 @@ def assert_same(received_run, expected_run):
 def test_the_state_has_seeds_and_means_and_moments(whole):
     model = whole[1]
     checkpoint = newest_checkpoint(whole[0])
-    groups = {name.split("_")[0] for name in checkpoint.arrays}
+    groups = {name.split("/")[0] for name in checkpoint.arrays}
     assert groups == {"model", "optimizer", "metric"}
     seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
     assert len(seeds) == 1
@@ -154,8 +156,59 @@ def test_the_state_has_seeds_and_means_and_moments(whole):
 def test_another_model_is_refused(whole, tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, Kill(2, False))
-    with pytest.raises(ValueError, match="of another model or optimizer: model_.* differ in shape"):
+    message = "to another model.*: model/sequential_0/dense_0/.* differ in shape"
+    with pytest.raises(ValueError, match=message):
         train(tmp_path, units=5)
+
+
+class OtherDense(keras.layers.Dense):
+    """Another layer with variables of the same shapes."""
+
+    def call(self, inputs):
+        return -super().call(inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "relu"}, "its layers are .*'linear'.*, those of the model .*'relu'"),
+        ({"hidden": OtherDense}, "model/sequential_0/dense_1/.*model/sequential_0/other_dense"),
+        ({"hidden": OtherDense, "name": "dense"}, "those of the model .*'OtherDense'"),
+    ],
+)
+def test_another_layer_of_equal_shapes_is_refused(tmp_path, options, message):
+    with pytest.raises(Killed):
+        train(tmp_path, Kill(2, False))
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)
+
+
+def test_two_callbacks_of_one_class_are_refused(tmp_path):
+    kept = [KeepWeights(tmp_path / "a"), TrainingLog(1, 2), KeepWeights(tmp_path / "b")]
+    with pytest.raises(ValueError, match="one callback of each class; received KeepWeights, Tr"):
+        Checkpoints(tmp_path, kept)
+
+
+def test_a_callback_without_a_state_in_the_checkpoint(tmp_path):
+    model, checkpoints = make_model(), Checkpoints(tmp_path, seconds=0)
+    arguments = {"batch_size": BATCH, "steps_per_epoch": 2, "verbose": 0}
+    model.fit(X, Y, callbacks=[checkpoints], **arguments)
+    resumed = newest_checkpoint(tmp_path)
+    log = TrainingLog(1, STEPS)
+    checkpoints = Checkpoints(tmp_path, [log], resumed=resumed)
+    with pytest.raises(ValueError, match="it has no state of TrainingLog"):
+        make_model().fit(X, Y, callbacks=[log, checkpoints], **arguments)
+
+
+def test_paths_do_not_depend_on_what_was_built_before():
+    models = [make_model(), make_model()]
+    assert models[0].variables[0].path != models[1].variables[0].path
+    for kind in ("variables", "optimizer"):
+        groups = [getattr(model, kind) for model in models]
+        paths = [stable_paths(getattr(group, "variables", group)) for group in groups]
+        assert paths[0] == paths[1] and len(set(paths[0])) == len(paths[0])
+    twins = [keras.Variable(0.0, name="a"), keras.Variable(0.0, name="a")]
+    assert stable_paths(twins) == ["a_0", "a_0#1"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -181,7 +234,7 @@ def test_the_last_two_are_kept(tmp_path):
     paths = save(tmp_path / "new", 9, 10, 100)
     assert sorted((tmp_path / "new").iterdir()) == sorted(paths[1:])
     checkpoint = newest_checkpoint(tmp_path / "new")
-    assert (checkpoint.path, checkpoint.step, checkpoint.notes) == (paths[2], 100, {"b": 100})
+    assert (checkpoint.path, checkpoint.step, checkpoint.metadata) == (paths[2], 100, {"b": 100})
     np.testing.assert_array_equal(checkpoint.arrays["a"], np.full(99, 100))
     assert newest_checkpoint(tmp_path / "nothing") is None
 
@@ -225,7 +278,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, name):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(checkpoint_files, module), function, full)
+        patch.setattr({"np": np, "os": os}[module], function, full)
         with pytest.raises(OSError, match="No space"):
             save(tmp_path, 2)
     assert list(tmp_path.iterdir()) == [first]

@@ -1,21 +1,21 @@
-"""Checkpoints as files: written whole or not at all, and known to be what was written."""
+"""Checkpoint files: written whole or not at all, and checked when they are read."""
 
-import hashlib
 import json
 import logging
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from elita_tf.files import file_sha256, publish, temporary_path
+
 logger = logging.getLogger(__name__)
 
-# The newest and, should it turn out damaged, the one before.
-KEPT = 2
+# The newest, and the one before in case the newest turns out to be damaged.
+NUM_CHECKPOINTS = 2
 UNFINISHED = ".unfinished.npz"
+METADATA = "metadata"  # its name among the arrays
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{64})\.npz")
 
 
@@ -25,7 +25,7 @@ class Checkpoint(NamedTuple):
     path: Path
     step: int
     arrays: dict[str, np.ndarray]
-    notes: dict[str, Any]
+    metadata: dict[str, Any]
 
     @property
     def start_step(self) -> int:
@@ -33,29 +33,16 @@ class Checkpoint(NamedTuple):
         return self.step - 1
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path that becomes `path`: whole or not at all, and on disk.
-
-    The temporary name is always the same, so that a killed process leaves one file at most.
-    """
-    temporary = path.with_name(f".{path.name}")
-    try:
-        write(temporary)
-        _publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_checkpoint(
-    folder: Path, step: int, arrays: dict[str, np.ndarray], notes: dict[str, Any]
+    folder: Path, step: int, arrays: dict[str, np.ndarray], metadata: dict[str, Any]
 ) -> Path:
-    """Writes `step-<step>-<sha256>.npz` whole or not at all, then removes all but the last two.
+    """Writes `step-<step>-<sha256>.npz`, then removes all checkpoints but the last two.
 
     Args:
-        folder: of the checkpoints; it is created.
-        step: optimizer steps so far.
-        arrays: what `Checkpoint.arrays` will be.
-        notes: what `Checkpoint.notes` will be, made of what JSON knows.
+        folder: where the checkpoints are; it is created.
+        step: number of optimizer steps so far.
+        arrays: become `Checkpoint.arrays`.
+        metadata: becomes `Checkpoint.metadata`; values that JSON can store.
 
     Returns:
         The file.
@@ -66,38 +53,35 @@ def save_checkpoint(
     >>> folder = Path(tempfile.mkdtemp())
     >>> path = save_checkpoint(folder, 7, {"kernel": np.ones((2, 3))}, {"loss": 0.5})
     >>> checkpoint = newest_checkpoint(folder)
-    >>> checkpoint.step, checkpoint.arrays["kernel"].shape, checkpoint.notes
+    >>> checkpoint.step, checkpoint.arrays["kernel"].shape, checkpoint.metadata
     (7, (2, 3), {'loss': 0.5})
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / UNFINISHED
-    content = np.frombuffer(json.dumps(notes).encode(), "uint8")
-    try:
-        np.savez(temporary, notes=content, **arrays)
-        path = folder / f"step-{step:08}-{_sha256(temporary)}.npz"
-        _publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for old in _listed(folder)[:-KEPT]:
+    content = np.frombuffer(json.dumps(metadata).encode(), "uint8")
+    with temporary_path(folder / UNFINISHED[1:], single_writer=True) as temporary:
+        np.savez(temporary, **{METADATA: content}, **arrays)
+        path = folder / f"step-{step:08}-{file_sha256(temporary)}.npz"
+        publish(temporary, path)
+    for old in _listed(folder)[:-NUM_CHECKPOINTS]:
         old.unlink()
     return path
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The last checkpoint of a folder that is what its name says; None where there is none.
+    """The newest undamaged checkpoint of a folder; None in a folder without checkpoints.
 
-    A damaged one is renamed to `*.damaged`, with a warning in the log, and the one before taken.
+    A checkpoint is damaged when its content does not have the checksum in its name. It is then
+    renamed to `*.damaged`, with a warning in the log, and the checkpoint before it is taken.
 
     Raises:
         OSError: there are checkpoints, and every one is damaged.
     """
     for path in reversed(_listed(folder)):
         step, sha256 = _NAME.fullmatch(path.name).groups()
-        if _sha256(path) == sha256:
+        if file_sha256(path) == sha256:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            notes = json.loads(arrays.pop("notes").tobytes())
-            return Checkpoint(path, int(step), arrays, notes)
+            metadata = json.loads(arrays.pop(METADATA).tobytes())
+            return Checkpoint(path, int(step), arrays, metadata)
         path.rename(path.with_name(f"{path.name}.damaged"))
         logger.warning(
             "The checkpoint %s is damaged: its content is not that of its name. It was renamed "
@@ -115,21 +99,3 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def _listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.npz") if _NAME.fullmatch(path.name))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    # A rename may reach the disk before the content does, unless the content is there already.
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":  # elsewhere, folders cannot be opened
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

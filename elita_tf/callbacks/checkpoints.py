@@ -1,5 +1,6 @@
 """A callback that saves the whole state of training, and goes on from it step for step."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,16 @@ from elita_tf.callbacks.checkpoint_files import Checkpoint, save_checkpoint
 
 Logs = dict[str, Any] | None
 
+# Keys of a model's configuration that say what a layer computes, and keys that do not.
+_KINDS = ("class_name", "activation", "recurrent_activation")
+_IGNORED = re.compile(
+    "build_config|compile_config|dtype|inbound_nodes|preprocessor"
+    "|.*(initializer|regularizer|constraint)"
+)
+
 
 class Resumable(Protocol):
-    """A callback with a state of its own, made of what JSON knows."""
+    """A callback with a state of its own: a dict of values that JSON can store."""
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on."""
@@ -31,24 +39,25 @@ class Checkpoints(keras.callbacks.Callback):
     step before every validation, after every step at which `seconds` have passed or `due` says
     so, and after the last step of all. Weights that are not finite are never saved.
 
-    It is put back in the place of the loop in which it was saved. A resumed `fit` begins one step
-    early, at `Checkpoint.start_step`, both in its data and in its `initial_epoch` (`start_step //
-    steps_per_epoch`). The first step builds every variable and is then overwritten; the first
-    epoch ends as soon as it is complete. What follows is the same, bit for bit, as if
-    training had never stopped, as far as the device computes reproducibly.
+    A resumed `fit` begins one step before the checkpoint, at `Checkpoint.start_step`, both in its
+    data and in its `initial_epoch` (`start_step // steps_per_epoch`). The first step builds every
+    variable; its results are then overwritten by the checkpoint. The first epoch ends as soon as it
+    is complete. The steps after it are the same, bit for bit, as if training had never stopped, as
+    far as the device computes reproducibly.
 
-    It comes after the callbacks that it saves, and `fit` needs `steps_per_epoch`.
+    This callback comes after the callbacks that it saves, and `fit` needs `steps_per_epoch`.
 
     Args:
         folder: where to write.
-        callbacks: those whose state is part of the checkpoint.
+        callbacks: those whose state is part of the checkpoint; one of each class.
         seconds: the longest time without a checkpoint; 0 saves after every step.
-        notes: further `Checkpoint.notes`.
+        metadata: further entries of `Checkpoint.metadata`.
         resumed: the checkpoint to go on from.
         due: called after every step; a true value asks for a checkpoint.
 
     Raises:
-        ValueError: `resumed` belongs to another model or optimizer.
+        ValueError: two callbacks of one class; or, at the first step, a `resumed` that belongs to
+            a model with other variables, layers or activations, or to another optimizer.
         FloatingPointError: a weight is not finite when a checkpoint is due.
     """
 
@@ -58,16 +67,23 @@ class Checkpoints(keras.callbacks.Callback):
         callbacks: Sequence[Resumable] = (),
         *,
         seconds: float = 60.0,
-        notes: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
         resumed: Checkpoint | None = None,
         due: Callable[[], Any] = lambda: False,
     ) -> None:
         super().__init__()
         self.folder = Path(folder)
         self.step = 0
-        self._callbacks = callbacks
+        self._callbacks = {type(callback).__name__: callback for callback in callbacks}
+        if len(self._callbacks) < len(callbacks):
+            received = ", ".join(type(callback).__name__ for callback in callbacks)
+            raise ValueError(
+                "`callbacks` of Checkpoints: their states are saved by the names of their classes, "
+                f"so expected one callback of each class; received {received}. Derive a class of "
+                "another name for the second one."
+            )
         self._seconds = seconds
-        self._notes = notes or {}
+        self._metadata = metadata or {}
         self._resumed = resumed
         self._due = due
         # A resumed epoch is shorter than `fit` knows, and so ended by `stop_training`.
@@ -104,14 +120,15 @@ class Checkpoints(keras.callbacks.Callback):
         arrays = {name: keras.ops.convert_to_numpy(v) for name, v in variables.items()}
         for name, array in arrays.items():
             # A state carried from batch to batch may hold -inf, where nothing was read yet.
-            carried = name.startswith("model") and not variables[name].trainable
+            carried = name.startswith("model/") and not variables[name].trainable
             if np.isnan(array).any() if carried else not np.isfinite(array).all():
                 raise FloatingPointError(
                     f"After step {self.step}, {variables[name].path} is not finite: no checkpoint "
                     "was made of it."
                 )
-        states = {type(callback).__name__: callback.state() for callback in self._callbacks}
-        save_checkpoint(self.folder, self.step, arrays, {**self._notes, "callbacks": states})
+        states = {name: callback.state() for name, callback in self._callbacks.items()}
+        own = {"callbacks": states, "layers": layer_kinds(self.model)}
+        save_checkpoint(self.folder, self.step, arrays, {**self._metadata, **own})
         self._saved_at = time.perf_counter()
 
     def _completes_epoch(self) -> bool:
@@ -123,23 +140,102 @@ class Checkpoints(keras.callbacks.Callback):
             "optimizer": self.model.optimizer.variables,
             "metric": self.model.metrics_variables,
         }
-        return {f"{name}_{i}": v for name, group in groups.items() for i, v in enumerate(group)}
+        return {
+            f"{group}/{path}": variable
+            for group, variables in groups.items()
+            for path, variable in zip(stable_paths(variables), variables, strict=True)
+        }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         variables, arrays = self._variables(), checkpoint.arrays
-        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
-        received = {name: array.shape for name, array in arrays.items()}
-        if expected != received:
-            names = sorted({name for name, _ in expected.items() ^ received.items()})
-            raise ValueError(
-                f"{checkpoint.path} is of another model or optimizer: {', '.join(names)} differ in "
-                "shape or are missing. Resume with what made it, or start anew."
-            )
+        self._require_same_model(checkpoint, variables)
         for name, variable in variables.items():
             # NumPy's files know bfloat16 as two bytes without a meaning.
             plain = arrays[name].dtype.kind != "V"
             dtype = None if plain else keras.ops.convert_to_numpy(variable).dtype
             variable.assign(arrays[name] if plain else arrays[name].view(dtype))
         self.step = checkpoint.step
-        for callback in self._callbacks:
-            callback.restore(checkpoint.notes["callbacks"][type(callback).__name__])
+        for name, callback in self._callbacks.items():
+            callback.restore(checkpoint.metadata["callbacks"][name])
+
+    def _require_same_model(
+        self, checkpoint: Checkpoint, variables: dict[str, keras.Variable]
+    ) -> None:
+        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+        received = {name: array.shape for name, array in checkpoint.arrays.items()}
+        names = sorted({name for name, _ in expected.items() ^ received.items()})
+        if names:
+            problem = f"{', '.join(names)} differ in shape or are missing"
+        elif (kinds := layer_kinds(self.model)) != checkpoint.metadata["layers"]:
+            problem = f"its layers are {checkpoint.metadata['layers']}, those of the model {kinds}"
+        elif missing := self._callbacks.keys() - checkpoint.metadata["callbacks"].keys():
+            problem = f"it has no state of {', '.join(sorted(missing))}"
+        else:
+            return
+        raise ValueError(
+            f"{checkpoint.path} belongs to another model, optimizer or set of callbacks: "
+            f"{problem}. Resume with what made it, or start anew."
+        )
+
+
+def stable_paths(variables: Sequence[keras.Variable]) -> list[str]:
+    """The paths of variables, which are the same whenever the same model is built.
+
+    Keras numbers layers over the whole life of a process, so the numbers are counted anew, in the
+    order of the variables.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+    >>> stable_paths(model.variables)[1:3]
+    ['sequential_0/dense_0/bias_0', 'sequential_0/dense_1/kernel_0']
+    """
+    names: dict[str, list[str]] = {}
+
+    def renumber(name: str) -> str:
+        # An optimizer's variable has the path of the weight in its name, joined by underscores.
+        without_numbers = re.sub(r"_\d+(?=_|$)", "", name)
+        known = names.setdefault(without_numbers, [])
+        if name not in known:
+            known.append(name)
+        return f"{without_numbers}_{known.index(name)}"
+
+    paths = ["/".join(map(renumber, variable.path.split("/"))) for variable in variables]
+    # Keras does not demand that paths are unique.
+    return [
+        f"{path}#{paths[:i].count(path)}" if path in paths[:i] else path
+        for i, path in enumerate(paths)
+    ]
+
+
+def layer_kinds(model: keras.Model) -> list[str]:
+    """The classes of layers and their activations in a model's configuration, in order.
+
+    Two models can have variables of the same paths and shapes, and differ in these.
+
+    Example:
+
+    >>> layers = [keras.Input((3,)), keras.layers.Dense(2, "relu"), keras.layers.Softmax()]
+    >>> layer_kinds(keras.Sequential(layers))
+    ['InputLayer', 'Dense', 'relu', 'Softmax']
+    """
+    try:
+        config = model.get_config()
+    except NotImplementedError:  # a model that cannot be saved as a configuration
+        return []
+    kinds: list[str] = []
+
+    def visit(value: Any, key: str = "") -> None:
+        if key in _KINDS and isinstance(value, str):
+            kinds.append(value)
+        elif _IGNORED.fullmatch(key):
+            return
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                visit(inner, name)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                visit(inner)
+
+    visit(config)
+    return kinds

@@ -1,4 +1,4 @@
-"""Figures of a training run: in the logs, in a file, in a plot."""
+"""Numbers of a training run: in the logs, in a file, in a plot."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from matplotlib.figure import Figure
 
-from elita_tf.callbacks.checkpoint_files import write_whole
+from elita_tf.files import atomic_path
 
 Logs = dict[str, Any] | None
 
@@ -15,9 +15,9 @@ Logs = dict[str, Any] | None
 class TrainingLog(keras.callbacks.Callback):
     """Adds `learning_rate` and `tokens_per_second` to the logs of steps, and `step` to epochs'.
 
-    Callbacks after this one see them, and so does the progress bar. It also ends the training
-    after `num_steps`, in the middle of an epoch if need be. The first step of a run, in which
-    the model is traced, and validations do not count as training time.
+    The callbacks after this one and the progress bar see these entries. This callback also ends the
+    training after `num_steps`, even in the middle of an epoch. Training time does not include the
+    first step of a run, in which the model is traced, and validations.
 
     Args:
         tokens_per_step: tokens in one batch.
@@ -37,7 +37,7 @@ class TrainingLog(keras.callbacks.Callback):
 
     @property
     def wall_time(self) -> float:
-        """Seconds since this callback was made, and those of the runs that it goes on from."""
+        """Seconds since this callback was made, plus those of the runs that it resumes."""
         return time.perf_counter() - self._began_at
 
     @property
@@ -100,11 +100,11 @@ class TrainingLog(keras.callbacks.Callback):
 
 
 class MetricsFile(keras.callbacks.CSVLogger):
-    """`keras.callbacks.CSVLogger` that a resumed run goes on with where the checkpoint was made.
+    """`keras.callbacks.CSVLogger` whose file a resumed run continues from its checkpoint.
 
     Args:
         path: the file to write.
-        resumed: whether to go on with what is there.
+        resumed: whether to continue the file that is there.
     """
 
     def __init__(self, path: Path | str, resumed: bool = False) -> None:
@@ -115,7 +115,7 @@ class MetricsFile(keras.callbacks.CSVLogger):
         return {"text": Path(self.filename).read_text(encoding="utf-8")}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`: lines written after it are dropped."""
+        """Goes on from a `state`: lines written after it are removed."""
         self.csv_file.truncate(0)
         self.csv_file.write(state["text"])
         self.csv_file.flush()
@@ -154,10 +154,11 @@ class LossPlot(keras.callbacks.Callback):
             if name in logs:
                 points.append((logs.get("step", epoch + 1), logs[name]))
         figure = self.figure()
-        write_whole(self.path, lambda path: figure.savefig(path, dpi=120))
+        with atomic_path(self.path, single_writer=True) as temporary:
+            figure.savefig(temporary, dpi=120)
 
     def figure(self) -> Figure:
-        """The plot of what was logged so far."""
+        """The plot of the losses logged so far."""
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
         labels = {"loss": "training (mean since the last point)", "val_loss": "validation"}

@@ -1,4 +1,4 @@
-"""What happens where a loss or gradient is not finite."""
+"""What happens when a loss or gradient is not finite."""
 
 import logging
 import math
@@ -13,14 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 class Health(keras.callbacks.Callback):
-    """Adds `gradient_norm` to the logs, and stops where a loss or gradient is not finite.
+    """Adds `gradient_norm` to the logs, and stops when a loss or gradient is not finite.
 
-    It is the mean over the steps of an epoch, for a model with an optimizer of
-    `elita_tf.optimizers`. If that leaves out steps, they are warned of in the log, counted as
-    `skipped_steps`, and take no part in the epoch's means. An epoch of such steps alone stops.
+    `gradient_norm` is the mean over the steps of an epoch. The model needs an optimizer of
+    `elita_tf.optimizers`. When the optimizer skips a step, a warning goes to the log, the step
+    counts as one of `skipped_steps`, and the epoch's means leave it out. An epoch in which every
+    step was skipped ends the training.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite, and its step was not left out.
+        FloatingPointError: a loss or gradient is not finite and its step was not skipped, or every
+            step of an epoch was skipped.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import keras
 Logs = dict[str, Any] | None
 
 
-class Stopped(Exception):  # noqa: N818, no error
+class Stopped(Exception):  # noqa: N818, it is not an error
     """A signal ended the training."""
 
     def __init__(self, received: signal.Signals) -> None:
@@ -18,15 +18,15 @@ class Stopped(Exception):  # noqa: N818, no error
 
 
 class StopOnSignal(keras.callbacks.Callback):
-    """Ends training after the step at hand on Ctrl-C or SIGTERM: `fit` raises `Stopped`.
+    """Ends training after the current step on Ctrl-C or SIGTERM: `fit` raises `Stopped`.
 
-    Raising it in the midst of a step could cut short whatever is being written; a second signal
-    does so. `Checkpoints` saves what is stopped if it comes before and has
-    `due=lambda: stop.received`.
+    An exception in the middle of a step could cut short a file that is being written, so only a
+    second signal raises one there. `Checkpoints` saves the stopped run if it comes before this
+    callback and has `due=lambda: stop.received`.
 
-    The process's own handlers are in force until the first step has ended, in validations and
-    after training: what compiles there takes its time, and there is nothing to save. Call
-    `release` where an exception ends the training.
+    Before the end of the first step, in validations and after training, the former handlers of the
+    process are active: compiling takes long there, and there is nothing to save. Call `release`
+    when an exception ends the training.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class StopOnSignal(keras.callbacks.Callback):
         self.release()
 
     def release(self) -> None:
-        """Gives signals back to the handlers that were there before."""
+        """Restores the former handlers of the signals."""
         while self._before:
             signal.signal(*self._before.popitem())
 

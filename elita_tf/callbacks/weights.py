@@ -1,4 +1,4 @@
-"""The weights that a training run is for."""
+"""The best and the last weights of a training run, as files."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from elita_tf.callbacks.averages import averaged
-from elita_tf.callbacks.checkpoint_files import write_whole
+from elita_tf.files import atomic_path
 
 Logs = dict[str, Any] | None
 # Bytes that HDF5 needs at most for a variable besides its numbers: the groups that it lies in.
@@ -17,8 +17,8 @@ _OVERHEAD = 4_096
 class KeepWeights(keras.callbacks.Callback):
     """Writes `last.weights.h5`, and `best.weights.h5` when the validation loss is lowest.
 
-    Both are written whole or not at all, after every epoch and, where there are none yet, at the
-    start, so that a run that is killed leaves weights that load. With an optimizer that has
+    Both are written whole or not at all, after every epoch. A new run also writes its initial
+    weights, so that a run that is killed early leaves weights that load. With an optimizer that has
     `use_ema` they are the averaged weights.
 
     Args:
@@ -52,7 +52,7 @@ class KeepWeights(keras.callbacks.Callback):
 
     @property
     def best_so_far(self) -> Path:
-        """The best weights, or the last ones as long as no validation gave a finite loss."""
+        """The best weights, or the last ones while no validation has given a finite loss."""
         return self.best if self.best.is_file() else self.last
 
     def save_last(self) -> None:
@@ -60,8 +60,8 @@ class KeepWeights(keras.callbacks.Callback):
         self._save(self.last)
 
     def _save(self, path: Path) -> None:
-        with averaged(self.model):
-            write_whole(path, self._write)
+        with averaged(self.model), atomic_path(path, single_writer=True) as temporary:
+            self._write(temporary)
 
     def _write(self, path: Path) -> None:
         # HDF5 ends the whole process where it finds no room for a file, so room is found before.

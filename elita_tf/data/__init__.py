@@ -2,15 +2,11 @@
 
 from elita_tf.data.corpora import SPLITS, Corpus, Split, load_corpus
 from elita_tf.data.documents import document_ids, pack_windows
-from elita_tf.data.gpt2 import GPT2Tokenizer
+from elita_tf.data.gpt2 import ElitaGPT2Tokenizer
+from elita_tf.data.sentence_piece import ElitaTokenizer
 from elita_tf.data.token_ids import encode_split, unigram_entropy
 from elita_tf.data.tokenizer_base import Tokenizer
-from elita_tf.data.tokenizers import (
-    SentencePieceTokenizer,
-    load_tokenizer,
-    make_tokenizer,
-    train_sentencepiece,
-)
+from elita_tf.data.tokenizers import load_tokenizer, make_tokenizer, train_sentencepiece
 from elita_tf.data.windows import (
     evaluation_windows,
     num_training_windows,
@@ -23,8 +19,8 @@ from elita_tf.data.windows import (
 __all__ = [
     "SPLITS",
     "Corpus",
-    "GPT2Tokenizer",
-    "SentencePieceTokenizer",
+    "ElitaGPT2Tokenizer",
+    "ElitaTokenizer",
     "Split",
     "Tokenizer",
     "document_ids",

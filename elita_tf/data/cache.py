@@ -1,20 +1,16 @@
-"""Where downloaded and derived files are kept, and how a file is fetched, or written whole."""
+"""The folder of downloaded and derived files, and how a file gets into it."""
 
-import errno
-import hashlib
 import logging
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from elita_tf.files import file_sha256, publish, temporary_path
+
 logger = logging.getLogger(__name__)
 
-# A full disk, a full quota, and a file larger than the system allows.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Hexadecimal digits of a sum in a file's name: 64 bits, against faults, not against forgery.
+# Hexadecimal digits of a checksum in a file's name: 64 bits find faults, but not forgeries.
 _DIGITS = 16
 
 
@@ -30,114 +26,52 @@ def cache_root() -> Path:
     return Path(user_cache) / "elita_tf"
 
 
-@contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path that becomes `path` when the block ends without an error.
+def cached_file(path: Path, write: Callable[[Path], None]) -> Path:
+    """The file of the cache that `write` makes: written once, and checked at every call.
 
-    A reader sees the former file or the whole new one, also when the process is killed, the
-    machine stops, or several threads or processes write at once. The temporary name lies in the
-    same folder and keeps the suffixes, which some writers look at.
+    A part of the content's SHA-256 belongs to the name, so that a file that was cut short or
+    changed is noticed and written again.
 
     Args:
-        path: the file to write; its folder is created.
-
-    Raises:
-        OSError: there is no room for the file, or no right to write it.
-
-    Example:
-
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> with atomic_path(target) as temporary:
-    ...     _ = temporary.write_text("whole")
-    >>> target.read_text()
-    'whole'
-    """
-    path = Path(path)
-    with _temporary(path) as temporary:
-        yield temporary
-        _settle(temporary, path)
-
-
-def kept_file(path: Path, write: Callable[[Path], None]) -> Path:
-    """The file of the cache that `write` makes: made once, and checked whenever it is asked for.
-
-    The sum of its content is part of its name, so one that was cut short or changed is found out
-    and made again.
-
-    Args:
-        path: the file's name without the sum.
+        path: the file's name without the checksum.
         write: writes the content to the path that it is given.
 
     Returns:
-        The path with the sum.
+        The path with the checksum.
 
     Raises:
-        OSError: as `atomic_path`.
+        OSError: there is no room for the file, or no right to write it.
     """
-    for kept in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")):
-        if kept == _with_sum(path, kept):
-            return kept
-        logger.warning("%s is not as it was written and is made again", kept)
-    with _temporary(path) as temporary:
+    for stored in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}")):
+        if stored == _with_checksum(path, stored):
+            return stored
+        logger.warning("%s is not as it was written and is made again", stored)
+    with temporary_path(path) as temporary:
         write(temporary)
-        kept = _with_sum(path, temporary)
-        _settle(temporary, kept)
-    return kept
+        stored = _with_checksum(path, temporary)
+        publish(temporary, stored)
+    return stored
 
 
-def _with_sum(path: Path, content: Path) -> Path:
+def _with_checksum(path: Path, content: Path) -> Path:
     return path.with_name(f"{path.stem}-{file_sha256(content)[:_DIGITS]}{path.suffix}")
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name of nobody else's in the folder of `path`; what has it in the end is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        yield temporary
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise OSError(
-            error.errno,
-            f"There is no room for {path} ({error.strerror}). Make some, or choose another folder; "
-            "that of the cache is ELITA_TF_HOME",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _settle(temporary: Path, path: Path) -> None:
-    # The content reaches the disk before the name does, or a machine that stops between the two
-    # would leave a file without its content.
-    with temporary.open("r+b") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hub_file(repository: str, name: str, sha256: str, instead: str, **where: Any) -> Path:
     """A pinned file of the Hugging Face hub, from the hub's own cache or downloaded.
 
-    One in the hub's cache that is not the pinned one is downloaded again, once.
+    A file in the hub's cache whose content is not the pinned one is downloaded again, once.
 
     Args:
         repository: "owner/name".
         name: the file's path in it.
-        sha256: of its content, hexadecimal.
-        instead: what the user can do without it, for messages.
-        **where: of `huggingface_hub.hf_hub_download`: the revision, the kind of repository.
+        sha256: the hexadecimal checksum of its content.
+        instead: for error messages: what the user can do without the file.
+        **where: arguments of `huggingface_hub.hf_hub_download`, as the revision.
 
     Raises:
-        OSError: it cannot be downloaded.
-        ValueError: it is not the pinned one.
+        OSError: the file cannot be downloaded.
+        ValueError: the content is not the pinned one.
     """
     path = _download(repository, name, instead, where)
     if file_sha256(path) != sha256:
@@ -157,7 +91,7 @@ def _download(repository: str, name: str, instead: str, where: dict[str, Any]) -
 
     try:
         return Path(huggingface_hub.hf_hub_download(repository, name, **where))
-    # The hub's client lets through errors of its transport, whose classes change with versions.
+    # The hub's client passes on errors of its network library, whose classes change with versions.
     except Exception as error:
         raise OSError(
             f"{name} of {repository} could not be downloaded ({error}). Connect to the network, "

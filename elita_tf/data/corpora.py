@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elita_tf.data import wikitext
-from elita_tf.data.cache import atomic_path, cache_root
+from elita_tf.data.cache import cache_root
+from elita_tf.files import atomic_path
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT_FRACTION = 0.05

@@ -1,4 +1,4 @@
-"""Documents packed into windows: which one every token id is of, and windows that know it."""
+"""Documents packed into windows: the document of every token id, and windows with segment ids."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from elita_tf.data.cache import cache_root, kept_file
+from elita_tf.data.cache import cache_root, cached_file
 from elita_tf.data.corpora import Split
 from elita_tf.data.tokenizer_base import Tokenizer
 
@@ -19,19 +19,19 @@ _TITLE = re.compile(r"\s*= [^=].* =\s*")
 
 
 def document_ids(tokenizer: Tokenizer, split: Split, kind: str) -> np.ndarray:
-    """The number of the document that every id of `encode_split` is of; memory-mapped uint32.
+    """For every id of `encode_split` the number of its document; memory-mapped uint32.
 
     * `article`: begins at a title of WikiText, a line ` = Title = `.
-    * `paragraph`: begins after blank lines, which are of the document before.
+    * `paragraph`: begins after blank lines, which belong to the document before.
     * `line`: every line.
 
-    Computed on first use, into a file of the cache. What `encode_split` appends is of the last
-    document.
+    They are computed on first use, into a file of the cache. The ids that `encode_split` appends
+    belong to the last document.
 
     Args:
         tokenizer: any `Tokenizer`.
         split: the text.
-        kind: one of the above.
+        kind: one of the kinds above.
 
     Raises:
         ValueError: for an unknown kind, and when the split gives no token.
@@ -50,7 +50,7 @@ def document_ids(tokenizer: Tokenizer, split: Split, kind: str) -> np.ndarray:
                 file.write(np.full(length, number, np.uint32).tobytes())
             file.write(np.full(len(tokenizer.end_of_text), number, np.uint32).tobytes())
 
-    path = kept_file(cache_root() / "token_ids" / f"{key}.documents", write)
+    path = cached_file(cache_root() / "token_ids" / f"{key}.documents", write)
     if path.stat().st_size == 0:
         raise ValueError(f"{split.path} gives no token: expected some text.")
     return np.memmap(path, np.uint32, mode="r")
@@ -84,16 +84,16 @@ def _begins(kind: str, line: str, before: str) -> bool:
 
 
 def pack_windows(windows: tf.data.Dataset, documents: tf.data.Dataset) -> tf.data.Dataset:
-    """Windows that tell the documents in them apart.
+    """Adds `segment_ids` to windows, so that documents do not see each other.
 
     Args:
         windows: of `training_windows`, `stream_windows` or `evaluation_windows`.
-        documents: the same of the `document_ids`, with the same arguments.
+        documents: windows of the `document_ids`, made with the same arguments.
 
     Returns:
-        A dataset of `({"token_ids": x, "segment_ids": s}, y, sample_weight)`. A label of another
-        document than its input weighs 0. A document that goes on in the next window starts anew
-        there, unless the model carries its state.
+        A dataset of `({"token_ids": x, "segment_ids": s}, y, sample_weight)`. A label that is
+        not in the document of its input has weight 0. A document that goes on in the next window
+        starts there from an empty state, unless the model carries its state.
 
     Example:
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elita_tf.data.cache import cache_root, kept_file
+from elita_tf.data.cache import cache_root, cached_file
 from elita_tf.data.corpora import Split
 from elita_tf.data.tokenizer_base import Tokenizer
 
@@ -21,33 +21,36 @@ COUNTED_PER_BLOCK = 1 << 24
 def encode_split(tokenizer: Tokenizer, split: Split) -> np.ndarray:
     """The ids of a split, rank 1, read-only, memory-mapped.
 
-    They are encoded on first use, block by block, into a file of the cache that is named after
-    the tokenizer's, the text's and its own sums; uint16 where the vocabulary fits, else uint32.
+    They are encoded on first use, block by block, into a file of the cache. Its name holds the
+    checksums of the tokenizer, the text and the ids. The ids are uint16 if the vocabulary is small
+    enough, otherwise uint32.
 
     Args:
         tokenizer: any `Tokenizer`.
         split: the text.
 
     Raises:
-        ValueError: when the split gives no token, or the tokenizer lacks one.
+        ValueError: when the split gives no token, and for a text that the tokenizer refuses.
         OSError: when there is no room for the file.
     """
-    dtype = np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32
+    num_ids = tokenizer.vocabulary_size()
+    dtype = np.uint16 if num_ids <= 1 << 16 else np.uint32
     identity = f"{tokenizer.fingerprint} {split.digest()} {tokenizer.end_of_text}"
     key = hashlib.sha256(identity.encode()).hexdigest()
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
             for block in _encoded_blocks(tokenizer, split):
-                if block.size and block.min() < 0:
+                if block.size and not 0 <= block.min() <= block.max() < num_ids:
                     raise ValueError(
-                        f"The tokenizer has no id for some text of {split.path}: its vocabulary "
-                        "lacks single bytes. Take the whole vocabulary."
+                        f"The tokenizer has no id for some text of {split.path}: it gave ids from "
+                        f"{block.min()} to {block.max()}, and its vocabulary has {num_ids}. Take "
+                        "the whole vocabulary."
                     )
                 file.write(block.astype(dtype).tobytes())
 
     name = f"{key}.{np.dtype(dtype).name}"
-    path = kept_file(cache_root() / "token_ids" / name, write)
+    path = cached_file(cache_root() / "token_ids" / name, write)
     if path.stat().st_size == 0:
         raise ValueError(f"{split.path} gives no token: expected some text.")
     return np.memmap(path, dtype, mode="r")
@@ -73,7 +76,7 @@ def unigram_entropy(token_ids: np.ndarray, vocabulary_size: int) -> float:
         vocabulary_size: number of ids.
 
     Raises:
-        ValueError: for an id that is none of the vocabulary.
+        ValueError: for an id beyond the vocabulary.
 
     Example:
 
@@ -87,7 +90,7 @@ def unigram_entropy(token_ids: np.ndarray, vocabulary_size: int) -> float:
         if len(found) > vocabulary_size:
             raise ValueError(
                 f"Expected ids below {vocabulary_size}, the vocabulary's size; received "
-                f"{len(found) - 1}. Pass the ids and the size of one and the same tokenizer."
+                f"{len(found) - 1}. Pass the ids and the vocabulary size of the same tokenizer."
             )
         counts += found
     frequencies = counts[counts > 0] / len(token_ids)

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface: trained, cached, loaded, run.
+"""Tokenizers by name: trained, downloaded, loaded.
 
 SentencePiece (Kudo and Richardson, 2018, arXiv:1808.06226; unigram model of Kudo, 2018,
 arXiv:1804.10959) is trained on the training split only.
@@ -9,15 +9,13 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from elita_tf.data import gpt2
-from elita_tf.data.cache import atomic_path, cache_root, kept_file
+from elita_tf.data.cache import cache_root, cached_file
 from elita_tf.data.corpora import Split
-from elita_tf.data.gpt2 import GPT2Tokenizer
+from elita_tf.data.gpt2 import download_gpt2_files, read_gpt2_files
+from elita_tf.data.sentence_piece import SENTENCEPIECE_FILE, ElitaTokenizer
 from elita_tf.data.tokenizer_base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -25,88 +23,6 @@ logger = logging.getLogger(__name__)
 KINDS = ("sentencepiece", "sentencepiece-default", "gpt2")
 # SentencePiece holds its training text in memory several times over.
 MAX_TRAINING_BYTES = 64 << 20
-SENTENCEPIECE_FILE = "sentencepiece.model"
-# SentencePiece writes a space as this character, so that the character itself needs its bytes.
-SPACE_MARK = "\u2581"
-
-
-class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model, given as its serialised bytes.
-
-    A model with the piece `"\\n"` is lossless (see `train_sentencepiece`). Any other one reads
-    line by line, and `</s>` stands for the line end: one token for every line of
-    `text.split("\\n")`, so that one more ends a split.
-
-    Args:
-        model: content of a `.model` file.
-
-    Raises:
-        ValueError: for anything else, and for a file that was cut short.
-    """
-
-    def __init__(self, model: bytes) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        self._model = model
-        try:
-            self._processor = SentencePieceProcessor(model_proto=model)
-            if not model or self._processor.eos_id() < 0:
-                raise RuntimeError("it has no piece for the end")
-        except RuntimeError as error:
-            raise ValueError(
-                f"Expected the content of a SentencePiece `.model` file, received {len(model)} "
-                f"bytes of something else, or cut short ({error}). Train or copy the model again."
-            ) from error
-        self._lossless = self._processor.piece_to_id("\n") != self._processor.unk_id()
-        self._mark_ids: list[int] = []
-        if self._lossless:
-            pieces = [f"<0x{byte:02X}>" for byte in SPACE_MARK.encode()]
-            self._mark_ids = self._processor.piece_to_id(pieces)
-        else:
-            self.end_of_text = (self._processor.eos_id(),)
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of pieces."""
-        return self._processor.vocab_size()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of the model."""
-        return hashlib.sha256(self._model).hexdigest()
-
-    def encode_lines(self, lines: Sequence[str]) -> np.ndarray:
-        """The ids (int32, rank 1) of lines, each with its line end."""
-        if self._lossless:
-            encoded = [
-                self._encode_with_marks(line) if SPACE_MARK in line else ids
-                for line, ids in zip(lines, self._processor.encode(list(lines)), strict=True)
-            ]
-        else:
-            encoded = self._processor.encode([line.removesuffix("\n") for line in lines])
-            for line, ids in zip(lines, encoded, strict=True):
-                ids.extend(self.end_of_text if line.endswith("\n") else ())
-        return np.fromiter(itertools.chain.from_iterable(encoded), np.int32)
-
-    def _encode_with_marks(self, line: str) -> list[int]:
-        first, *rest = self._processor.encode(line.split(SPACE_MARK))
-        return first + [token for ids in rest for token in self._mark_ids + ids]
-
-    def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of ids; without the piece `"\\n"`, every `</s>` is a line end."""
-        ids = self.require_ids(token_ids)
-        if self._lossless:
-            return self._processor.decode(ids)
-        (line_end,) = self.end_of_text
-        lines: list[list[int]] = [[]]
-        for token in ids:
-            lines.append([]) if token == line_end else lines[-1].append(token)
-        return "\n".join(self._processor.decode(lines))
-
-    def save(self, folder: Path | str) -> None:
-        """Writes `sentencepiece.model`."""
-        with atomic_path(Path(folder) / SENTENCEPIECE_FILE) as temporary:
-            temporary.write_bytes(self._model)
 
 
 def make_tokenizer(
@@ -123,35 +39,42 @@ def make_tokenizer(
         kind: one of the above.
         training: the training split.
         vocabulary_size: number of pieces of a SentencePiece model; not used by `gpt2`.
-        folder: where `vocab.json` and `merges.txt` lie, for `gpt2`.
+        folder: for `gpt2`: the folder of `vocab.json` and `merges.txt`.
 
     Raises:
-        ValueError: for an unknown kind, or a vocabulary that the text is too small for.
+        ValueError: for an unknown kind, for a text too small for the vocabulary, and for files of
+            GPT-2 that are broken.
     """
     if kind == "gpt2":
-        return GPT2Tokenizer(gpt2.download() if folder is None else folder)
+        return read_gpt2_files(download_gpt2_files() if folder is None else folder)
     if kind in KINDS:
         return train_sentencepiece(training, vocabulary_size, lossless=kind == "sentencepiece")
     raise ValueError(f"Unknown tokenizer {kind!r}: expected one of {', '.join(KINDS)}.")
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """Loads what `Tokenizer.save` wrote."""
+    """Loads what `Tokenizer.save` wrote.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not that of a tokenizer, or cut short.
+    """
     model = Path(folder) / SENTENCEPIECE_FILE
-    return SentencePieceTokenizer(model.read_bytes()) if model.is_file() else GPT2Tokenizer(folder)
+    return ElitaTokenizer(model.read_bytes()) if model.is_file() else read_gpt2_files(folder)
 
 
 def train_sentencepiece(
     training: Split, vocabulary_size: int, *, lossless: bool = True
-) -> SentencePieceTokenizer:
+) -> ElitaTokenizer:
     """Trains a unigram model, or takes it from the cache (keyed by text and settings).
 
-    Lossless: identity normalisation, no dummy prefix, byte fallback, the line end as a piece;
-    decoding gives back the very bytes. Otherwise SentencePiece's defaults: NFKC, spaces merged
-    and stripped, unknown characters lost, `</s>` for the line end; about 10 % fewer tokens.
+    Lossless means identity normalisation, no dummy prefix, byte fallback and the line end as a
+    piece: decoding gives back the same bytes. Otherwise SentencePiece's defaults hold: NFKC, spaces
+    merged and stripped, unknown characters lost, `</s>` for the line end; about 10 % fewer tokens.
 
     Args:
-        training: the split to learn from; of more than 64 MiB, evenly spaced lines.
+        training: the split to learn from. Of a split larger than 64 MiB only evenly spaced lines
+            are used.
         vocabulary_size: number of pieces.
         lossless: see above.
 
@@ -180,8 +103,8 @@ def train_sentencepiece(
         logger.info("Training a SentencePiece model of %d pieces", vocabulary_size)
         path.write_bytes(_run_trainer(training, settings, keep_line_ends=lossless))
 
-    path = kept_file(cache_root() / "tokenizers" / f"{key}.model", write)
-    return SentencePieceTokenizer(path.read_bytes())
+    path = cached_file(cache_root() / "tokenizers" / f"{key}.model", write)
+    return ElitaTokenizer(path.read_bytes())
 
 
 def _run_trainer(training: Split, settings: Mapping[str, object], *, keep_line_ends: bool) -> bytes:

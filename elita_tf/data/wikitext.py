@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from elita_tf.data.cache import atomic_path, cache_root, hub_file
+from elita_tf.data.cache import cache_root, hub_file
+from elita_tf.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

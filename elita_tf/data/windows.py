@@ -1,10 +1,10 @@
 """Windows of token ids as tf.data datasets of `(x, y)`, where y is x one position later.
 
-They are made by TensorFlow ops alone: a Python function in a prefetching thread can keep a
-process from ending.
+They are made by TensorFlow ops alone: a Python function in a prefetching thread can stop a process
+from ending.
 """
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +27,7 @@ def training_batch(
     """The windows of one training step, as a pure function of (seed, step).
 
     An epoch takes every disjoint window once, in an order drawn from (seed, epoch); windows that
-    fill no batch wait for the next epoch's order.
+    do not fill a batch wait for the next epoch.
 
     Args:
         token_ids: ids, rank 1.
@@ -90,7 +90,7 @@ def training_windows(
     """Endless training batches from `start_step` on: `training_batch` of 0, 1, 2, ...
 
     Args:
-        token_ids: ids, rank 1; a `np.memmap` of a whole file stays memory-mapped.
+        token_ids: ids, rank 1; a `np.memmap` stays memory-mapped.
         context_length: length of x and y.
         batch_size: windows a step.
         seed: a non-negative integer.
@@ -128,11 +128,11 @@ def stream_windows(
     """Endless training batches whose rows go on where those of the batch before ended.
 
     Row r starts at the r-th of `batch_size` evenly spaced ids and walks on through all the text,
-    which is a ring: in as many steps as one row needs for its share, every id is seen once. It is
+    which is a ring: in as many steps as one row needs for its share, every id is seen once. This is
     for models that carry their state from batch to batch.
 
     Args:
-        token_ids: ids, rank 1; a `np.memmap` of a whole file stays memory-mapped.
+        token_ids: ids, rank 1; a `np.memmap` stays memory-mapped.
         context_length: length of x and y.
         batch_size: rows.
         start_step: the first step.
@@ -175,10 +175,10 @@ def evaluation_windows(
     """Every id but the first as a label exactly once, in order.
 
     A window starts at the last label of the window before. The last window may be short and the
-    last batch may lack windows: what fills them up weighs 0.
+    last batch may lack windows: the positions that fill them up have weight 0.
 
     Args:
-        token_ids: ids, rank 1; a `np.memmap` of a whole file stays memory-mapped.
+        token_ids: ids, rank 1; a `np.memmap` stays memory-mapped.
         context_length: length of x and y.
         batch_size: windows a batch.
 
@@ -210,7 +210,7 @@ def evaluation_windows(
 
 
 def _require(token_ids: np.ndarray | tf.Tensor, start_step: int = 0, **sizes: int) -> None:
-    """Raise a ValueError for ids, a step or sizes that no window can be cut with."""
+    """Raises ValueError for ids that are not integers of rank 1, and for a wrong step or size."""
     shape = getattr(token_ids, "shape", None)
     if shape is None or len(shape) != 1 or not tf.as_dtype(token_ids.dtype).is_integer:
         received = type(token_ids).__name__ if shape is None else f"{token_ids.dtype} {shape}"
@@ -229,17 +229,19 @@ def _as_tensor(token_ids: np.ndarray | tf.Tensor) -> tf.Tensor:
     if tf.is_tensor(token_ids):
         return token_ids
     with tf.device("CPU:0"):
-        if not _is_whole_file(token_ids):
-            return tf.constant(token_ids)
-        return tf.raw_ops.ImmutableConst(
-            dtype=tf.as_dtype(token_ids.dtype),
-            shape=token_ids.shape,
-            memory_region_name=str(token_ids.filename),
-        )
+        is_mapped = isinstance(token_ids, np.memmap)
+        return tf.constant(_ArrayLike(token_ids) if is_mapped else token_ids)
 
 
-def _is_whole_file(array: np.ndarray) -> bool:
-    # A slice of a memmap keeps the file name of the whole.
-    if not isinstance(array, np.memmap) or array.filename is None:
-        return False
-    return array.nbytes == Path(array.filename).stat().st_size
+class _ArrayLike:
+    """Hides that an array is NumPy's: TensorFlow copies NumPy's arrays and shares the others.
+
+    The file of a large corpus then stays on the disk. Where TensorFlow cannot share the memory,
+    for a reversed view for one, it copies; the ids are the same.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._array

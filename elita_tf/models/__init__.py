@@ -1,5 +1,6 @@
 """Decoder language models assembled from the layers."""
 
+from elita_tf.data import ElitaGPT2Tokenizer, ElitaTokenizer
 from elita_tf.models.architectures import architectures
 from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.causal_lm import ElitaCausalLM
@@ -7,7 +8,6 @@ from elita_tf.models.export import export_litert, export_onnx, export_saved_mode
 from elita_tf.models.gpt2 import load_gpt2_embeddings
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.models.registry import register_feed_forward, register_mixer
-from elita_tf.models.tokenizer import ElitaGPT2Tokenizer, ElitaTokenizer
 
 __all__ = [
     "ElitaBackbone",

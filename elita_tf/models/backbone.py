@@ -19,8 +19,8 @@ from elita_tf.models.inputs import (
     symbolic_inputs,
 )
 from elita_tf.models.learned_positions import LearnedPositions
-from elita_tf.models.presets import PackagedPresets
 from elita_tf.ops.arguments import require_positive
+from elita_tf.packaged_presets import PackagedPresets
 
 # How `get_layout_map` cuts weights over the devices of a mesh. Heads, inner features and the
 # vocabulary are cut; what writes into the residual stream is cut along the axis that is summed

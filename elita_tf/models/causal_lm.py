@@ -21,8 +21,8 @@ from elita_tf.models.inputs import (
     weigh_labels,
 )
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
-from elita_tf.models.presets import PackagedPresets
 from elita_tf.ops import linear_cross_entropy, token_cross_entropy
+from elita_tf.packaged_presets import PackagedPresets
 from elita_tf.schedules import CappedInverseSqrt
 
 # More blocks in one program would take XLA over twenty seconds to compile on two cores.

@@ -6,9 +6,13 @@ import keras
 import keras_hub
 import tensorflow as tf
 
+from elita_tf.data import ElitaGPT2Tokenizer, ElitaTokenizer
 from elita_tf.models.backbone import ElitaBackbone
-from elita_tf.models.presets import PackagedPresets
-from elita_tf.models.tokenizer import ElitaTokenizer
+from elita_tf.packaged_presets import PackagedPresets
+
+# KerasHub finds the tokenizer of a preset by its backbone. `elita_tf.data` knows no models.
+ElitaTokenizer.backbone_cls = ElitaBackbone
+ElitaGPT2Tokenizer.backbone_cls = ElitaBackbone
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -24,22 +28,38 @@ class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPrepro
         **kwargs: of `keras_hub.models.CausalLMPreprocessor`.
 
     Call arguments:
-        x: a batch of strings.
+        x: a string, or a batch of strings.
 
     Returns:
         `(x, y, sample_weight)` for `fit`: x a dict of `token_ids` and `padding_mask`, y the next
         tokens.
+
+    Raises:
+        ValueError: for anything but strings (in the call), and for a tokenizer with a
+            `sequence_length` of its own.
     """
 
     backbone_cls = ElitaBackbone
     tokenizer_cls = ElitaTokenizer
 
+    def build(self, input_shape: Any) -> None:
+        if self.tokenizer.sequence_length:
+            raise ValueError(
+                "The preprocessor pads and cuts texts itself. Expected a tokenizer without "
+                f"`sequence_length`; received one with {self.tokenizer.sequence_length}."
+            )
+        super().build(input_shape)
+
     def generate_preprocess(self, x: Any, sequence_length: int | None = None) -> dict[str, Any]:
         """Prompts as `token_ids` and `padding_mask`, padded at the end to `sequence_length`.
 
+        Args:
+            x: a string, or a batch of strings.
+            sequence_length: length of the rows, by default that of the preprocessor.
+
         Raises:
-            ValueError: outside a graph, for a prompt of no token or of more than
-                `sequence_length`.
+            ValueError: outside a graph, for a prompt without a token or with more than
+                `sequence_length` tokens, and for anything but strings.
         """
         if not self.built:
             self.build(None)
@@ -55,13 +75,13 @@ class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPrepro
         )
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
-    def _check_lengths(self, tokens: Any, sequence_length: int) -> None:
-        rows = tokens if len(tokens) and hasattr(tokens[0], "__len__") else [tokens]
-        lengths = [len(row) + self.add_start_token for row in rows]
+    def _check_lengths(self, tokens: list, sequence_length: int) -> None:
+        is_batch = bool(tokens) and isinstance(tokens[0], list)
+        lengths = [len(row) + self.add_start_token for row in (tokens if is_batch else [tokens])]
         if min(lengths) == 0:
             raise ValueError(
-                f"Prompt {lengths.index(0)} is empty, and there is nothing to go on from. Pass "
-                "some text, or a preprocessor with `add_start_token=True`."
+                f"Prompt {lengths.index(0)} is empty, so there is nothing to continue. Pass some "
+                "text, or a preprocessor with `add_start_token=True`."
             )
         if max(lengths) > sequence_length:
             raise ValueError(
@@ -71,15 +91,23 @@ class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPrepro
             )
 
     def generate_postprocess(self, x: dict[str, Any]) -> Any:
-        """The texts of generated ids, without padding, start and end token."""
+        """The texts of generated ids, without padding, start and end token.
+
+        Args:
+            x: `token_ids` and `padding_mask`, (batch, time), or (time,) for a single text.
+        """
         if not self.built:
             self.build(None)
         token_ids, mask = x["token_ids"], x["padding_mask"]
         if tf.executing_eagerly():
             token_ids, mask = map(keras.ops.convert_to_numpy, (token_ids, mask))
+        is_batch = len(token_ids.shape) == 2
+        if not is_batch:
+            token_ids, mask = token_ids[None], mask[None]
         count = tf.cumsum(tf.cast(mask, tf.int32), axis=1)
         dropped = (count == count[:, -1:]) & (token_ids == self.tokenizer.end_token_id)
         if self.add_start_token:
             dropped |= (count == 1) & (token_ids == self.tokenizer.start_token_id)
         kept = tf.ragged.boolean_mask(tf.cast(token_ids, tf.int32), tf.cast(mask, bool) & ~dropped)
-        return self.tokenizer.detokenize(kept.to_list() if tf.executing_eagerly() else kept)
+        texts = self.tokenizer.detokenize(kept)
+        return texts if is_batch else texts[0]

@@ -31,22 +31,16 @@ from elita_tf.ops.gated_linear_attention import (
     gated_linear_attention_recurrent,
     gated_linear_attention_step,
 )
-from elita_tf.ops.sequence_parallel import (
-    attention2_sequence_parallel,
-    gated_linear_attention_sequence_parallel,
-)
 
 __all__ = [
     "Attention2State",
     "attention2",
     "attention2_empty_state",
     "attention2_recurrent",
-    "attention2_sequence_parallel",
     "attention2_step",
     "feed_forward2",
     "gated_linear_attention",
     "gated_linear_attention_recurrent",
-    "gated_linear_attention_sequence_parallel",
     "gated_linear_attention_step",
     "linear_cross_entropy",
     "token_cross_entropy",

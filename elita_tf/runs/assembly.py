@@ -19,6 +19,7 @@ from elita_tf.data import (
     encode_split,
     evaluation_windows,
     load_corpus,
+    load_tokenizer,
     make_tokenizer,
     num_training_windows,
     pack_windows,
@@ -26,13 +27,10 @@ from elita_tf.data import (
     training_window_indices,
     training_windows,
 )
-from elita_tf.data.tokenizers import SENTENCEPIECE_FILE
 from elita_tf.models import (
     ElitaBackbone,
     ElitaCausalLM,
     ElitaCausalLMPreprocessor,
-    ElitaGPT2Tokenizer,
-    ElitaTokenizer,
     architectures,
     load_gpt2_embeddings,
 )
@@ -84,7 +82,7 @@ def assemble(recipe: Recipe, data_dir: Path | None, start_step: int = 0) -> Trai
         windows = partial(training_windows, **sizes, seed=recipe.seed, start_step=start_step)
     training = packed(windows, train_ids, train_documents)
     validation = validation_windows(recipe, valid_ids, valid_documents)
-    model = build_model(recipe, tokenizer.vocabulary_size)
+    model = build_model(recipe, tokenizer.vocabulary_size())
     if recipe.init_embeddings == "gpt2":
         load_gpt2_embeddings(model.backbone)
     elif recipe.init_embeddings:
@@ -200,28 +198,18 @@ def load_run(run_dir: Path | str) -> ElitaCausalLM:
     """
     run_dir = Path(run_dir).expanduser()
     recipe = load_recipe(str(run_dir / "recipe.toml"))
-    tokenizer = hub_tokenizer(run_dir / "tokenizer")
+    tokenizer = load_tokenizer(run_dir / "tokenizer")
     trained = load_trained(run_dir, recipe, tokenizer.vocabulary_size())
     return text_model(trained, tokenizer, recipe.context_length)
 
 
-def text_model(
-    trained: ElitaCausalLM, tokenizer: ElitaTokenizer | ElitaGPT2Tokenizer, context_length: int
-) -> ElitaCausalLM:
+def text_model(trained: ElitaCausalLM, tokenizer: Tokenizer, context_length: int) -> ElitaCausalLM:
     """The model with strings as inputs; it shares the weights of the trained one."""
     # Training windows are cut from running text: no token marks a start or an end.
     preprocessor = ElitaCausalLMPreprocessor(
         tokenizer, context_length, add_start_token=False, add_end_token=False
     )
     return ElitaCausalLM(trained.backbone, preprocessor)
-
-
-def hub_tokenizer(folder: Path) -> ElitaTokenizer | ElitaGPT2Tokenizer:
-    """The tokenizer of a run folder as a KerasHub layer."""
-    model = folder / SENTENCEPIECE_FILE
-    if model.is_file():
-        return ElitaTokenizer(model.read_bytes())
-    return ElitaGPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
 def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:

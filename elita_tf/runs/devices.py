@@ -25,26 +25,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from elita_tf.models import ElitaBackbone
 from elita_tf.runs.recipe import Recipe
-
-# Heads, inner features and the vocabulary are cut; what writes into the residual stream is cut
-# along the axis that is summed over, so that a block needs one sum over the devices a branch.
-LAYOUTS = {
-    r".*/(query|key|value|logits|gate_up|output_gate)/kernel": (None, "model", None),
-    r".*/decay/kernel": (None, "model"),
-    r".*_(attention2|attention2_query|attention2_gated|gla|softmax)/output/kernel": (
-        "model",
-        None,
-        None,
-    ),
-    r".*_feed_forward2/first/kernel": (None, "model"),
-    r".*_feed_forward2/first/bias": ("model",),
-    r".*_feed_forward2/kernel": ("model", None, None),
-    r".*_swiglu/(gate|value)/kernel": (None, "model"),
-    r".*_swiglu/output/kernel": ("model", None),
-    r"token_embedding/embeddings": ("model", None),
-    r"token_embedding/reverse_embeddings": (None, "model"),
-}
 
 
 class Devices(NamedTuple):
@@ -139,9 +121,7 @@ def _on_jax(kind: str, size: int) -> Devices:
 
 
 def model_parallel(num_replicas: int, size: int) -> keras.distribution.ModelParallel:
-    """`num_replicas` copies of the model, each cut over `size` devices as `LAYOUTS` says."""
+    """`num_replicas` copies of the model, each cut over `size` devices: `get_layout_map`."""
     mesh = keras.distribution.DeviceMesh((num_replicas, size), ["batch", "model"])
-    layouts = keras.distribution.LayoutMap(mesh)
-    for path, axes in LAYOUTS.items():
-        layouts[path] = axes
+    layouts = ElitaBackbone.get_layout_map(mesh)
     return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")

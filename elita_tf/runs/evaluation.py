@@ -142,7 +142,7 @@ def evaluate(
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     text = load_corpus(recipe.corpus, data_dir)[split]
-    model = load_trained(run_dir, recipe, tokenizer.vocabulary_size)
+    model = load_trained(run_dir, recipe, tokenizer.vocabulary_size())
     context_length = context_length or recipe.context_length
     # As many tokens a batch as in training, so that the memory needed stays about the same.
     batch_size = max(1, recipe.batch_size * recipe.context_length // context_length)

@@ -26,8 +26,7 @@ LENGTHS, CARRIED = ("256", "1024", "4096", "16384"), "carried"
 GATES = {"none": 23.21, "fixed": 16.55, "scalar": 15.56, "vector": 14.77}  # of GLA's paper
 SOFTMAX, VALID = "softmax", 0.95
 COST = ("seconds_per_step", "peak_memory_bytes")
-# Columns that several tables have.
-RUN, LOSSES = ("architecture", "parameters", "rate"), ("validation loss", "test loss")
+RUN, LOSSES = ("architecture", "parameters", "rate"), ("validation loss", "test loss")  # columns
 
 
 class Study:
@@ -391,10 +390,7 @@ def write_page(folder: Path, page: Path) -> None:
         plot(path, curves, labels, **options)
         return [f"![{labels[1]} by {labels[0]}]({plots.name}/{path.name})"]
 
-    text = [
-        "# Results",
-        "`elita_tf/runs/results.py` makes this page from the runs' JSON files.",
-    ]
+    text = ["# Results", "`elita_tf/runs/results.py` makes this page from the runs' JSON files."]
     for number, section in enumerate(SECTIONS, start=1):
         title = section.__name__.strip("_").replace("_", " ").capitalize()
         text += [f"## {number}. {title}", *section(study, draw)]

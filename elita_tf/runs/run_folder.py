@@ -24,7 +24,7 @@ import numpy as np
 
 from elita_tf.callbacks import Checkpoint, newest_checkpoint
 from elita_tf.data import Tokenizer
-from elita_tf.data.cache import atomic_path
+from elita_tf.files import atomic_path
 from elita_tf.runs.recipe import Recipe, checked_recipe, load_recipe
 
 try:
@@ -89,7 +89,7 @@ def checkpoint_of(run_dir: Path, recipe: Recipe, force: bool) -> Checkpoint | No
     if checkpoint is None and not _finished(run_dir):
         return None
     if checkpoint:
-        made_with = checked_recipe(checkpoint.notes["recipe"])
+        made_with = checked_recipe(checkpoint.metadata["recipe"])
     else:
         made_with = load_recipe(str(run_dir / "recipe.toml"))
     changed = "; ".join(made_with.differences(recipe))
@@ -106,14 +106,14 @@ def checkpoint_of(run_dir: Path, recipe: Recipe, force: bool) -> Checkpoint | No
     return checkpoint
 
 
-def checkpoint_notes(recipe: Recipe, train_ids: np.ndarray) -> dict[str, Any]:
+def checkpoint_metadata(recipe: Recipe, train_ids: np.ndarray) -> dict[str, Any]:
     """What a checkpoint says of the run that it belongs to."""
     return {"recipe": asdict(recipe), "train_ids": _fingerprint(train_ids)}
 
 
 def require_same_text(checkpoint: Checkpoint, train_ids: np.ndarray) -> None:
     """Raises ValueError if the token ids are not those that the checkpoint was trained on."""
-    if checkpoint.notes["train_ids"] != _fingerprint(train_ids):
+    if checkpoint.metadata["train_ids"] != _fingerprint(train_ids):
         raise ValueError(
             f"The training text or its tokens are not those that {checkpoint.path} was trained on. "
             "Begin anew with --restart, or go on with the new text with --force."

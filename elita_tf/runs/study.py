@@ -341,7 +341,7 @@ def test_figures(folder: Path, data_dir: Path, context: int | str) -> dict[str, 
     split = load_corpus(recipe.corpus, data_dir)["test"]
     token_ids = encode_split(tokenizer, split)
     keras.utils.clear_session()
-    model = load_trained(folder, recipe, tokenizer.vocabulary_size)
+    model = load_trained(folder, recipe, tokenizer.vocabulary_size())
     carried = context == CARRIED
     length = recipe.context_length if carried else int(context)
     rows = max(1, recipe.batch_size * recipe.context_length // length)

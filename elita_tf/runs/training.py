@@ -19,7 +19,6 @@ from elita_tf.runs.assembly import (
     TrainingSetup,
     build_model,
     describe_batch,
-    hub_tokenizer,
     load_best_weights,
     text_model,
 )
@@ -88,7 +87,7 @@ def make_callbacks(request: Request) -> RunCallbacks:
         run_dir / "checkpoints",
         kept,
         seconds=recipe.checkpoint_seconds,
-        notes=run_folder.checkpoint_notes(recipe, setup.train_ids),
+        metadata=run_folder.checkpoint_metadata(recipe, setup.train_ids),
         resumed=checkpoint,
         due=lambda: stop.received,
     )
@@ -100,7 +99,7 @@ def make_callbacks(request: Request) -> RunCallbacks:
 
 def entropy_of(setup: TrainingSetup, token_ids: Any) -> float:
     """What a model that knows how often each token comes would lose, in nats."""
-    return unigram_entropy(token_ids, setup.tokenizer.vocabulary_size)
+    return unigram_entropy(token_ids, setup.tokenizer.vocabulary_size())
 
 
 def fit(request: Request, callbacks: Iterable[Any]) -> None:
@@ -124,7 +123,7 @@ def trained_model(request: Request) -> ElitaCausalLM:
     """The model after training, with its best weights, on one device."""
     model = request.setup.model
     if request.devices != devices.ONE_DEVICE:
-        model = build_model(request.recipe, request.setup.tokenizer.vocabulary_size)
+        model = build_model(request.recipe, request.setup.tokenizer.vocabulary_size())
     load_best_weights(model, request.run_dir)
     return model
 
@@ -165,8 +164,7 @@ def carry_out(request: Request) -> dict[str, Any]:
         "wall_time_seconds": log.wall_time,
     }
     if figures:
-        tokenizer = hub_tokenizer(run_dir / "tokenizer")
-        keep_for_use(run_dir, text_model(model, tokenizer, recipe.context_length))
+        keep_for_use(run_dir, text_model(model, setup.tokenizer, recipe.context_length))
     # Last, so that a run that is killed before it is not taken for finished.
     run_folder.record(run_dir, run_folder.SUMMARY)
     run_folder.write_json(run_dir / run_folder.SUMMARY, summary)

@@ -2,7 +2,8 @@ import hashlib
 
 import pytest
 
-from elita_tf.data.cache import atomic_path, cache_root, file_sha256
+from elita_tf.data.cache import cache_root
+from elita_tf.files import atomic_path, file_sha256
 
 
 def test_cache_root_prefers_the_own_variable_then_the_users_folder(tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ import threading
 import numpy as np
 import pytest
 
+from elita_tf import files as module
 from elita_tf.data import Split, encode_split, load_corpus, make_tokenizer
-from elita_tf.data import cache as module
-from elita_tf.data.cache import atomic_path, kept_file
+from elita_tf.data.cache import cached_file
+from elita_tf.files import atomic_path
 
 resource = pytest.importorskip("resource")
 
@@ -21,19 +22,19 @@ resource = pytest.importorskip("resource")
 LOADED = f"""
 import importlib.util, sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("cache", {str(module.__file__)!r})
-cache = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cache)
+spec = importlib.util.spec_from_file_location("files", {str(module.__file__)!r})
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
 target = Path(sys.argv[1])
 """
 COMPETING = """
 import select
 while not select.select([sys.stdin], [], [], 0)[0]:
-    with cache.atomic_path(target) as temporary:
+    with files.atomic_path(target) as temporary:
         temporary.write_bytes(sys.argv[2].encode() * 100_000)
 """
 KILLED = """
-with cache.atomic_path(target) as temporary, temporary.open("wb") as file:
+with files.atomic_path(target) as temporary, temporary.open("wb") as file:
     file.write(b"half")
     file.flush()
     print("half", flush=True)
@@ -119,7 +120,7 @@ def test_a_writer_that_is_killed_leaves_the_former_file(tmp_path):
         writer.kill()
     (temporary,) = set(files(tmp_path)) - {target}
     assert temporary.read_bytes() == b"half" and target.read_bytes() == b"former"
-    assert kept_file(target, lambda path: path.write_bytes(b"new")).read_bytes() == b"new"
+    assert cached_file(target, lambda path: path.write_bytes(b"new")).read_bytes() == b"new"
 
 
 def test_processes_that_write_at_once_never_show_a_part(tmp_path):
@@ -147,7 +148,7 @@ def test_threads_that_need_the_same_file_at_once_all_get_it(tmp_path):
         barrier.wait(timeout=30)
 
     def work():
-        contents.append(kept_file(tmp_path / "a.bin", write).read_bytes())
+        contents.append(cached_file(tmp_path / "a.bin", write).read_bytes())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -159,7 +160,7 @@ def test_threads_that_need_the_same_file_at_once_all_get_it(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["cut short", "emptied", "changed", "longer"])
-def test_a_kept_file_that_was_harmed_is_made_again(fault, split, tokenizer, cache, caplog):
+def test_a_cached_file_that_was_harmed_is_made_again(fault, split, tokenizer, cache, caplog):
     ids = np.array(encode_split(tokenizer, split))
     (stored,) = files(cache / "token_ids")
     whole = stored.read_bytes()

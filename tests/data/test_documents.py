@@ -28,16 +28,16 @@ EXPECTED = {
 class Characters(Tokenizer):
     """A token for every character, and one that ends the text."""
 
-    vocabulary_size, fingerprint, end_of_text = 128, "characters", (0,)
+    end_of_text = (0,)
 
-    def encode_lines(self, lines):
-        return np.frombuffer("".join(lines).encode(), np.uint8).astype(np.int32)
+    def vocabulary_size(self):
+        return 128
 
-    def decode(self, token_ids):
-        return bytes(token_ids).decode()
+    def files(self):
+        return {"characters.txt": b"ASCII"}
 
-    def save(self, folder):
-        raise NotImplementedError
+    def encode_texts(self, texts):
+        return [list(text.encode()) for text in texts]
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import huggingface_hub
 import pytest
 
 from elita_tf.data import gpt2, wikitext
-from elita_tf.data.cache import file_sha256, hub_file
+from elita_tf.data.cache import hub_file
+from elita_tf.files import file_sha256
 
 CONTENT = bytes(range(256)) * 40
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -157,13 +158,13 @@ def test_gpt2s_files_of_the_cache_are_checked(cache, tmp_path, monkeypatch):
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", served)
-    for name in gpt2.FILES:
+    for name in gpt2.CHECKSUMS:
         (tmp_path / name).write_text(name)
-        monkeypatch.setitem(gpt2.FILES, name, file_sha256(tmp_path / name))
-    folder = gpt2.download()
+        monkeypatch.setitem(gpt2.CHECKSUMS, name, file_sha256(tmp_path / name))
+    folder = gpt2.download_gpt2_files()
     (folder / "vocab.json").write_text("harmed")
-    assert (gpt2.download() / "vocab.json").read_text() == "vocab.json"
-    gpt2.download()
+    assert (gpt2.download_gpt2_files() / "vocab.json").read_text() == "vocab.json"
+    gpt2.download_gpt2_files()
     assert requested == ["vocab.json", "merges.txt", "vocab.json"]
 
 

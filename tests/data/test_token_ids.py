@@ -59,7 +59,8 @@ def test_a_large_vocabulary_is_stored_in_32_bits(split):
     tokenizer = make_tokenizer("sentencepiece", split, vocabulary_size=300)
 
     class Large(type(tokenizer)):
-        vocabulary_size = 70_000
+        def vocabulary_size(self):
+            return 70_000
 
         def encode_lines(self, lines):
             return np.full(len(lines), 69_999, np.int32)

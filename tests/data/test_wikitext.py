@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from elita_tf.data import SPLITS, load_corpus, wikitext
-from elita_tf.data.cache import file_sha256
+from elita_tf.files import file_sha256
 
 ROWS = {
     "train": ["", " = Title = \n", "", " Some text é . \n"],

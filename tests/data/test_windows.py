@@ -78,6 +78,56 @@ def test_a_memory_mapped_file_gives_the_same_windows(tmp_path, dtype):
     assert labels[0].numpy().tolist() == [137, 138, 139, 140]
 
 
+def test_ids_written_again_to_the_same_path(tmp_path):
+    path = tmp_path / "ids"
+    for ids in (IDS, IDS[::-1], IDS + 7):
+        path.unlink(missing_ok=True)
+        path.write_bytes(ids.tobytes())
+        np.testing.assert_array_equal(windows_of(np.memmap(path, np.uint16, "r")), windows_of(ids))
+        mapped = np.memmap(path, np.uint16, "r")
+        (tmp_path / "other").write_bytes((ids + 1).tobytes())
+        (tmp_path / "other").replace(path)
+        np.testing.assert_array_equal(windows_of(mapped), windows_of(ids))
+
+
+@pytest.mark.parametrize("mode", ["r+", "c"])
+def test_ids_edited_in_place(tmp_path, mode):
+    path = tmp_path / "ids"
+    path.write_bytes(IDS.tobytes())
+    mapped = np.memmap(path, np.uint16, mode)
+    np.testing.assert_array_equal(windows_of(mapped), windows_of(IDS))
+    mapped[:] = IDS[::-1]
+    np.testing.assert_array_equal(windows_of(mapped), windows_of(IDS[::-1]))
+
+
+VIEWS = {
+    "reversed": lambda ids: ids[::-1],
+    "slice": lambda ids: ids[3:],
+    "every other": lambda ids: ids[::2],
+    "column": lambda ids: ids[:40].reshape(20, 2)[:, 1],
+    "whole, as other type": lambda ids: ids.view(np.int16),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_views_of_a_memory_mapped_file(tmp_path, view):
+    path = tmp_path / "ids"
+    path.write_bytes(IDS.tobytes())
+    mapped, sizes = np.memmap(path, np.uint16, "r"), {"context_length": 4, "batch_size": 1}
+    for make in (evaluation_windows, stream_windows):
+        received, expected = (make(view(ids), **sizes).take(3) for ids in (mapped, IDS))
+        for (_, labels, *_), (_, expected_labels, *_) in zip(received, expected, strict=True):
+            np.testing.assert_array_equal(labels, expected_labels)
+
+
+def test_a_memory_mapped_file_is_not_read_into_memory(tmp_path):
+    mapped = np.memmap(tmp_path / "ids", np.uint16, "w+", shape=1000)
+    dataset = evaluation_windows(mapped, context_length=999, batch_size=1)
+    mapped[:] = np.arange(1000)
+    ((_, labels, _),) = dataset
+    np.testing.assert_array_equal(labels[0], np.arange(1, 1000))
+
+
 def test_training_needs_one_batch():
     with pytest.raises(ValueError, match="2 windows of 5, fewer than batch_size=3"):
         training_windows(IDS[:14], **KEYWORDS)

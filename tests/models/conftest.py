@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,22 +12,17 @@ SENTENCES = "".join(
 
 
 @pytest.fixture(scope="session")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple]:
-    """By kind: the tokenizer of `elita_tf.data`, and the KerasHub layer of the same model."""
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ElitaTokenizer]:
+    """By kind: a tokenizer trained on the sentences above."""
     folder = tmp_path_factory.mktemp("tokenizers")
     text = folder / "text.txt"
     text.write_text(SENTENCES)
-    pairs = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ELITA_TF_HOME", str(folder))
-        for kind, size in (("lossless", 300), ("default", 50)):
-            data = train_sentencepiece(Split(text), size, lossless=kind == "lossless")
-            data.save(folder / kind)
-            pairs[kind] = (
-                data,
-                ElitaTokenizer(Path(folder / kind / "sentencepiece.model").read_bytes()),
-            )
-    return pairs
+        return {
+            kind: train_sentencepiece(Split(text), size, lossless=kind == "lossless")
+            for kind, size in (("lossless", 300), ("default", 50))
+        }
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_saved_model_elsewhere(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["lossless", "default"])
 def test_texts_elsewhere(tokenizers: dict, kind: str, tmp_path: Path) -> None:
     preprocessor = ElitaCausalLMPreprocessor(
-        tokenizers[kind][1], sequence_length=15, add_start_token=kind == "default"
+        tokenizers[kind], sequence_length=15, add_start_token=kind == "default"
     )
     model = make_model("elita_query", preprocessor)
     texts = served_by_a_stranger(model, tmp_path, *PROMPTS)
@@ -121,7 +121,7 @@ def test_gpt2_texts_elsewhere(tmp_path: Path) -> None:
 
 
 def test_random_samples_differ(tokenizers: dict, tmp_path: Path) -> None:
-    preprocessor = ElitaCausalLMPreprocessor(tokenizers["lossless"][1], sequence_length=15)
+    preprocessor = ElitaCausalLMPreprocessor(tokenizers["lossless"], sequence_length=15)
     model = make_model("elita", preprocessor)
     model.compile(sampler="random")
     export.export_saved_model(model, tmp_path)

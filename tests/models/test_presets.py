@@ -12,7 +12,7 @@ from elita_tf.models import (
     ElitaCausalLMPreprocessor,
     ElitaTokenizer,
 )
-from elita_tf.models.presets import FOLDER, PRESETS
+from elita_tf.packaged_presets import FOLDER, PRESETS
 from tests.helpers import jitted
 
 NAMES = pytest.mark.parametrize("name", PRESETS)

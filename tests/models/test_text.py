@@ -12,6 +12,7 @@ from elita_tf.models import (
     ElitaBackbone,
     ElitaCausalLM,
     ElitaCausalLMPreprocessor,
+    ElitaGPT2Tokenizer,
     ElitaTokenizer,
     architectures,
 )
@@ -25,7 +26,7 @@ KINDS = pytest.mark.parametrize("kind", ["lossless", "default"])
 
 def make_model(tokenizers: dict, kind: str = "lossless", **kwargs: Any) -> ElitaCausalLM:
     keras.utils.set_random_seed(4)
-    tokenizer = tokenizers[kind][1]
+    tokenizer = tokenizers[kind]
     sizes = {"hidden_dim": 16, "num_layers": 1, "context_length": 24}
     backbone = ElitaBackbone(tokenizer.vocabulary_size(), **{**architectures["elita"], **sizes})
     preprocessor = ElitaCausalLMPreprocessor(tokenizer, sequence_length=24, **kwargs)
@@ -81,8 +82,8 @@ def test_a_broken_preset_is_refused(
 
 
 def test_windows_of_the_preprocessor(tokenizers: dict) -> None:
-    data, tokenizer = tokenizers["lossless"]
-    ids = data.encode(TEXTS[0]).tolist()
+    tokenizer = tokenizers["lossless"]
+    ids = tokenizer.encode(TEXTS[0]).tolist()
     preprocessor = ElitaCausalLMPreprocessor(tokenizer, sequence_length=24)
     x, y, weights = preprocessor(TEXTS[:1])
     full = [1, *ids, 2, *[0] * 24]
@@ -104,10 +105,58 @@ def test_texts_come_back_as_they_were(tokenizers: dict, kind: str) -> None:
         texts.append(" Grüße \u2581 日本 😀\n")
     for start in (True, False):
         preprocessor = ElitaCausalLMPreprocessor(
-            tokenizers[kind][1], sequence_length=60, add_start_token=start
+            tokenizers[kind], sequence_length=60, add_start_token=start
         )
         prompts = preprocessor.generate_preprocess(texts)
         assert preprocessor.generate_postprocess(prompts) == texts
+
+
+def gpt2_tokenizer() -> ElitaGPT2Tokenizer:
+    letters = sorted(set("".join(TEXTS).replace(" ", "Ġ")))
+    vocabulary = {"<|endoftext|>": 0, **{letter: 1 + i for i, letter in enumerate(letters)}}
+    return ElitaGPT2Tokenizer({**vocabulary, "an": len(vocabulary)}, ["a n"])
+
+
+@pytest.mark.parametrize("kind", ["lossless", "default", "gpt2"])
+def test_one_text_without_a_batch(tokenizers: dict, kind: str) -> None:
+    tokenizer = gpt2_tokenizer() if kind == "gpt2" else tokenizers[kind]
+    preprocessor = ElitaCausalLMPreprocessor(tokenizer, sequence_length=20)
+    text = TEXTS[0]
+    single, batch = preprocessor.generate_preprocess(text), preprocessor.generate_preprocess([text])
+    for name, expected in batch.items():
+        np.testing.assert_array_equal(np.array(single[name]), np.array(expected)[0])
+    assert preprocessor.generate_postprocess(single) == text
+    assert preprocessor.generate_postprocess(batch) == [text]
+    for received, expected in zip(preprocessor(text), preprocessor([text]), strict=True):
+        for leaf, row in zip(*map(keras.tree.flatten, (received, expected)), strict=True):
+            np.testing.assert_array_equal(np.array(leaf), np.array(row)[0])
+
+
+@KINDS
+def test_what_is_not_a_text_is_neither_trained_on_nor_continued(
+    tokenizers: dict, kind: str
+) -> None:
+    model = make_model(tokenizers, kind)
+    model.compile(jit_compile=False, sampler="greedy")
+    before = model.get_weights()
+    for texts in ([["3"], ["4"]], np.array([[5, 6]])):
+        with pytest.raises(ValueError, match="Expected a string"):
+            model.fit(texts, batch_size=2, verbose=0)
+    for texts in (["3 and", None], ["3 and", float("nan")], [["3"], ["4"]], np.array([[5, 6]])):
+        with pytest.raises(ValueError, match="Expected a string"):
+            model.generate(texts)
+        with pytest.raises(ValueError, match="Expected a string"):
+            model.preprocessor(texts)
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    assert model.generate([b"3 and"], max_length=8) == model.generate(["3 and"], max_length=8)
+
+
+def test_a_tokenizer_that_pads_is_refused(tokenizers: dict) -> None:
+    padding = ElitaTokenizer(tokenizers["lossless"].proto, sequence_length=9)
+    preprocessor = ElitaCausalLMPreprocessor(padding, sequence_length=20)
+    with pytest.raises(ValueError, match="tokenizer without `sequence_length`.* 9"):
+        preprocessor(TEXTS)
 
 
 def test_prompts_that_cannot_be(tokenizers: dict) -> None:

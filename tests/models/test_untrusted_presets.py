@@ -25,7 +25,7 @@ def mark(tmp_path: Path) -> Path:
 def preset_of_text(tokenizers: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A preset and, beside it, the same model as `text.keras`, tokenizer included."""
     folder = tmp_path_factory.mktemp("text")
-    _, tokenizer = tokenizers["lossless"]
+    tokenizer = tokenizers["lossless"]
     arguments = {**architectures["gla"], "num_layers": 1, "hidden_dim": 8, "num_heads": 2}
     backbone = ElitaBackbone(tokenizer.vocabulary_size(), **arguments)
     model = ElitaCausalLM(backbone, ElitaCausalLMPreprocessor(tokenizer, 16))

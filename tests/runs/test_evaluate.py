@@ -21,7 +21,7 @@ def oracle(run_dir, split, context):
     """Losses of every id but the first, window by window, from the logits in float64."""
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     tokenizer = load_tokenizer(run_dir / "tokenizer")
-    model = build_model(recipe, tokenizer.vocabulary_size)
+    model = build_model(recipe, tokenizer.vocabulary_size())
     model.load_weights(run_dir / "best.weights.h5")
     ids = tokenizer.encode("".join(load_corpus(recipe.corpus)[split].lines()))
     losses = []

@@ -30,7 +30,7 @@ def test_the_run_folder_is_complete(run_dir):
         "tokenizer",
         "versions.json",
     }
-    assert load_tokenizer(run_dir / "tokenizer").vocabulary_size == 300
+    assert load_tokenizer(run_dir / "tokenizer").vocabulary_size() == 300
     versions = json.loads((run_dir / "versions.json").read_text())
     assert versions["keras"] == keras.__version__
 
@@ -180,8 +180,8 @@ def test_a_changed_text_under_the_same_name_is_refused(run_dir):
     ids = np.arange(9, dtype="uint16")
     with pytest.raises(ValueError, match="not those that .* was trained on"):
         run_folder.require_same_text(checkpoint, ids)
-    notes = run_folder.checkpoint_notes(load_recipe(str(run_dir / "recipe.toml")), ids)
-    run_folder.require_same_text(checkpoint._replace(notes=notes), ids)
+    notes = run_folder.checkpoint_metadata(load_recipe(str(run_dir / "recipe.toml")), ids)
+    run_folder.require_same_text(checkpoint._replace(metadata=notes), ids)
 
 
 def test_averaged_weights_are_validated_kept_and_gone_on_with_bit_for_bit(

@@ -25,7 +25,7 @@ def made(tiny_recipe, tmp_path_factory):
     tokenizer = make_tokenizer("sentencepiece", text, vocabulary_size=recipe.vocabulary_size)
     tokenizer.save(folder / "tokenizer")
     (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-    build_model(recipe, tokenizer.vocabulary_size).save_weights(folder / "last.weights.h5")
+    build_model(recipe, tokenizer.vocabulary_size()).save_weights(folder / "last.weights.h5")
     return folder
 
 

@@ -9,7 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from elita_tf.ops import attention2_sequence_parallel, gated_linear_attention_sequence_parallel
+from elita_tf.experimental import (
+    attention2_sequence_parallel,
+    gated_linear_attention_sequence_parallel,
+)
 from tests import helpers, oracles
 from tests.helpers import BATCH, HEADS, KEY_DIM, VALUE_DIM
 from tests.ops import test_attention2, test_gated_linear_attention

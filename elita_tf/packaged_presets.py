@@ -1,9 +1,10 @@
 """Trained models that come with the package."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[1] / "presets"
+FOLDER = Path(__file__).parent / "presets"
 
 # By name, as KerasHub describes its own.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,5 +29,7 @@ class PackagedPresets:
     @classmethod
     def from_preset(cls, preset: str, *args: Any, **kwargs: Any) -> Any:
         """As in KerasHub, from a folder, a handle, or a name of `presets`."""
+        # A preset names the classes of the whole model; they are known once `models` is imported.
+        import_module("elita_tf.models")
         located = str(FOLDER / preset) if preset in PRESETS else preset
         return super().from_preset(located, *args, **kwargs)
