@@ -13,6 +13,7 @@ VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_JAX := $(VENV)/.installed-jax
+INSTALLED_DOCS := $(VENV)/.installed-docs
 # The rest does not depend on the Keras backend, or is TensorFlow's: data, exports, benchmarks.
 TESTS_OF_BACKENDS := tests/ops tests/experimental tests/layers tests/conformance tests/models tests/runs/test_backends.py \
 	tests/runs/test_devices.py
@@ -20,7 +21,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train study test test-jax soak bench notebooks lint clean
+.PHONY: help train study test test-jax soak bench docs notebooks lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name (elita recipes) or a file"
@@ -29,6 +30,7 @@ help:
 	@echo "make test-jax [ARGS=...]                   run those of the Keras backend's work on JAX"
 	@echo "make soak  [ARGS=...]                      the long forms of the tests of kills, faults and inputs, then 45 minutes in one process"
 	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
+	@echo "make docs                                  build the documentation into docs/html"
 	@echo "make notebooks                             make the notebooks in colab from the scripts beside them"
 	@echo "make lint                                  check style and formatting with ruff"
 	@echo "make clean                                 remove $(VENV) and the build and test leftovers (runs/ stays)"
@@ -52,6 +54,10 @@ soak: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do $(VENV_PYTHON) benchmarks/$$name.py --short $(ARGS) || exit 1; done
+
+docs: $(INSTALLED_DOCS)
+	$(VENV_PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs docs/html
+	@echo "Open docs/html/index.html"
 
 notebooks: $(INSTALLED)
 	$(VENV_PYTHON) colab/build.py
@@ -83,6 +89,10 @@ $(INSTALLED_JAX): $(INSTALLED)
 	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --editable ".[test,jax]"
 	@touch $@
 
+$(INSTALLED_DOCS): $(INSTALLED)
+	@$(VENV_PYTHON) -m pip install --quiet --no-input --disable-pip-version-check --editable ".[test,docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/html docs/recipe_keys.md build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

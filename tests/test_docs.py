@@ -1,0 +1,41 @@
+"""The documentation has a page for every public module, and its examples run as they stand."""
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import elita_tf
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(
+    path for path in DOCS.rglob("*.md") if "```python" in path.read_text(encoding="utf-8")
+)
+# It needs the JAX backend, and eight devices.
+ELSEWHERE = {DOCS / "sequence_parallel.md"}
+
+
+@pytest.mark.parametrize("name", elita_tf.__all__)
+def test_every_public_name_is_on_a_page(name: str) -> None:
+    page = (DOCS / "api" / f"{name}.md").read_text(encoding="utf-8")
+    assert f".. automodule:: elita_tf.{name}\n   :members:" in page
+    assert re.search(rf"^{name}$", (DOCS / "api" / "index.md").read_text(), flags=re.MULTILINE)
+    module = import_module(f"elita_tf.{name}")
+    documented = {each for each in module.__all__ if not callable(getattr(module, each))}
+    documented |= {each for each in module.__all__ if inspect.getdoc(getattr(module, each))}
+    assert documented == set(module.__all__)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_examples_of_a_page_run_in_turn(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path in ELSEWHERE:
+        pytest.skip("tests/experimental runs what it shows")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    text = path.read_text(encoding="utf-8")
+    for example in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        exec(compile(example, path.name, "exec"), names)
