@@ -39,7 +39,9 @@ napoleon_custom_sections = [
 ]
 
 
-def mark_equations(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def mark_equations(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Make the indented paragraphs of a docstring literal blocks, as an equation keeps its lines.
 
     In a docstring, what is indented under a title such as `Args:` is the content of the section.
@@ -117,6 +119,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def setup(app: Any) -> None:
+    """Tell Sphinx of the functions above."""
     app.connect("builder-inited", write_recipe_keys)
     # Before napoleon, which reads the sections.
     app.connect("autodoc-process-docstring", mark_equations, priority=400)

@@ -200,7 +200,7 @@ def checked_recipe(values: dict[str, Any]) -> Recipe:
         raise ValueError(f"Missing key {', '.join(missing)}: every recipe needs it.")
     for key, value in values.items():
         if not _accepts(annotations[key], value):
-            expected = _describe(annotations[key])
+            expected = describe(annotations[key])
             raise ValueError(f"{key} = {json.dumps(value, default=str)}: expected {expected}.")
     recipe = Recipe(**values)
     if recipe.ema_momentum >= 1:
@@ -248,7 +248,8 @@ def _is_of(kind: type, value: Any) -> bool:
     return kind is bool or abs(value) <= _LARGEST
 
 
-def _describe(annotation: Any) -> str:
+def describe(annotation: Any) -> str:
+    """What values an annotation of `Recipe` allows, in words."""
     if typing.get_origin(annotation) is Annotated:
         kind, constraint = typing.get_args(annotation)
         if isinstance(constraint, OneOf):
@@ -257,7 +258,7 @@ def _describe(annotation: Any) -> str:
     kind = typing.get_origin(annotation) or annotation
     if kind in _NOUNS:
         return _NOUNS[kind]
-    return " or ".join(map(_describe, typing.get_args(annotation)))
+    return " or ".join(map(describe, typing.get_args(annotation)))
 
 
 def main(arguments: list[str] | None = None) -> None:
