@@ -9,18 +9,16 @@ import pytest
 
 from elita_tf import layers
 from tests.helpers import BATCH, HEADS, TIME
+from tests.mixers import MAIN, WIDTH
 
-WIDTH = 12
-WITH_STATE: dict[str, Callable[..., keras.layers.Layer]] = {
-    "attention2": lambda: layers.Attention2(HEADS, 9),
-    "gla": lambda: layers.GatedLinearAttention(HEADS),
-    "softmax": lambda: layers.CausalSelfAttention(HEADS, 9),
+FACTORIES: dict[str, Callable[..., keras.layers.Layer]] = {
+    **MAIN,
     "streaming": lambda: layers.Streaming(layers.GatedLinearAttention(HEADS)),
 }
 FEED_FORWARD = {"feed_forward2": layers.FeedForward2, "swiglu": layers.GatedFeedForward}
-SEQUENCE = pytest.mark.parametrize("make", WITH_STATE.values(), ids=WITH_STATE)
+SEQUENCE = pytest.mark.parametrize("make", FACTORIES.values(), ids=FACTORIES)
 EVERY = pytest.mark.parametrize(
-    "make", [*WITH_STATE.values(), *FEED_FORWARD.values()], ids=[*WITH_STATE, *FEED_FORWARD]
+    "make", [*FACTORIES.values(), *FEED_FORWARD.values()], ids=[*FACTORIES, *FEED_FORWARD]
 )
 
 

@@ -9,15 +9,11 @@ import pytest
 
 from elita_tf import layers, ops
 from tests import helpers
-from tests.helpers import BATCH, CHUNK, HEADS, TIME
+from tests.helpers import BATCH, HEADS, TIME
+from tests.mixers import MAIN, WIDTH
 
-WIDTH = 12
 FACTORIES: dict[str, Callable[..., keras.layers.Layer]] = {
-    "attention2": lambda **k: layers.Attention2(HEADS, 9, use_query=True, **k),
-    "attention2, gated": lambda **k: layers.Attention2(HEADS, decay="gated", **k),
-    "gla": lambda **k: layers.GatedLinearAttention(HEADS, chunk_size=CHUNK, **k),
-    # Over a window that is shorter than the sequence.
-    "softmax": lambda **k: layers.CausalSelfAttention(HEADS, 5, **k),
+    **MAIN,
     "feed_forward2": lambda **k: layers.FeedForward2(5, 3, **k),
     "swiglu": lambda **k: layers.GatedFeedForward(5, **k),
 }

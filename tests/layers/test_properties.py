@@ -1,9 +1,7 @@
 """Layers on any shapes, masks and splits against themselves, one position after the other."""
 
-from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,17 +10,10 @@ from hypothesis import strategies as st
 from elita_tf import layers
 from tests import helpers
 from tests.helpers import LAYER_BOUND, budget, jitted, randomized
+from tests.mixers import MAIN, WIDTH
 
-WIDTH = 12
 SEED = st.integers(0, 2**32 - 1)
-FACTORIES: dict[str, Callable[..., keras.layers.Layer]] = {
-    "attention2": lambda **k: layers.Attention2(3, 5, value_dim=2, use_query=True, **k),
-    "attention2, gated": lambda **k: layers.Attention2(
-        3, value_dim=2, decay="gated", half_lives=(0.5, 4.0), **k
-    ),
-    "gla": lambda **k: layers.GatedLinearAttention(2, gate_rank=2, chunk_size=4, **k),
-    "softmax": lambda **k: layers.CausalSelfAttention(3, window_length=4, **k),
-}
+FACTORIES = MAIN
 BUILT: dict[tuple[str, str], Any] = {}
 
 

@@ -9,20 +9,13 @@ import keras
 import numpy as np
 import pytest
 
-from elita_tf.layers import Attention2, CausalSelfAttention, GatedLinearAttention, Streaming
+from elita_tf.layers import Streaming
 from elita_tf.layers.segments import number_segments
 from tests import helpers
-from tests.helpers import CHUNK, HEADS, KEY_DIM, LAYER_BOUND, VALUE_DIM, jitted, randomized
+from tests.helpers import LAYER_BOUND, jitted, randomized
+from tests.mixers import MAIN, WIDTH
 
-WIDTH = 12
-FACTORIES = {
-    "attention2": lambda **k: Attention2(HEADS, 9, VALUE_DIM, use_query=True, **k),
-    "attention2, gated": lambda **k: Attention2(
-        HEADS, value_dim=VALUE_DIM, use_query=True, decay="gated", half_lives=(0.5, 4.0), **k
-    ),
-    "gla": lambda **k: GatedLinearAttention(HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, **k),
-    "softmax": lambda **k: CausalSelfAttention(HEADS, window_length=4, **k),
-}
+FACTORIES = MAIN
 LAYERS = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
 # Segments of 1 position, longer than a chunk, and several in one.
 SEGMENT_IDS = np.array(

@@ -6,45 +6,18 @@ import keras
 import numpy as np
 import pytest
 
-from elita_tf.layers import Attention2, CausalSelfAttention, GatedLinearAttention
+from elita_tf.layers import CausalSelfAttention
 from tests import helpers
 from tests.helpers import (
     BATCH,
-    CHUNK,
-    HEADS,
-    KEY_DIM,
     LAYER_BOUND,
     TIME,
-    VALUE_DIM,
     jitted,
     randomized,
 )
+from tests.mixers import MIXERS, WIDTH
 
-WIDTH = 12
-FACTORIES = {
-    "attention2": lambda **k: Attention2(HEADS, 9, VALUE_DIM, position_dim=5, **k),
-    "attention2 with query": lambda **k: Attention2(HEADS, 9, VALUE_DIM, use_query=True, **k),
-    "attention2, gated": lambda **k: Attention2(
-        HEADS, value_dim=VALUE_DIM, use_query=True, decay="gated", half_lives=(0.5, 4.0), **k
-    ),
-    "attention2, learned decay and sines": lambda **k: Attention2(
-        HEADS, 9, VALUE_DIM, decay="learned", half_lives=(0.5, 4.0), **k
-    ),
-    "gla": lambda **k: GatedLinearAttention(
-        HEADS, KEY_DIM, VALUE_DIM, gate_rank=2, chunk_size=CHUNK, **k
-    ),
-    "gla of scalar gates": lambda **k: GatedLinearAttention(
-        HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, gate="scalar", half_lives=(1.0, 9.0), **k
-    ),
-    "gla of fixed decays": lambda **k: GatedLinearAttention(
-        HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, gate="fixed", half_lives=(1.0, 9.0), **k
-    ),
-    "gla without decay": lambda **k: GatedLinearAttention(
-        HEADS, KEY_DIM, VALUE_DIM, chunk_size=CHUNK, gate=None, **k
-    ),
-    "softmax": lambda **k: CausalSelfAttention(HEADS, window_length=20, **k),
-    "softmax in a window": lambda **k: CausalSelfAttention(HEADS, window_length=5, **k),
-}
+FACTORIES = MIXERS
 LAYERS = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES.keys())
 SPLITS = [(TIME,), (1,) * TIME, (5, 8), (1, 4, 7, 1)]
 # (real positions of row 0, of row 1) out of TIME: padding on the left, on the right, and holes.

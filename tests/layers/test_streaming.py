@@ -4,20 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from elita_tf.layers import Attention2, CausalSelfAttention, GatedLinearAttention, Streaming
+from elita_tf.layers import Streaming
 from tests import helpers
-from tests.helpers import BATCH, HEADS, LAYER_BOUND, TIME, jitted, randomized
+from tests.helpers import BATCH, LAYER_BOUND, TIME, jitted, randomized
+from tests.mixers import MAIN, WIDTH
 
-WIDTH = 12
-LAYERS = pytest.mark.parametrize(
-    "make_layer",
-    [
-        lambda **k: Attention2(HEADS, context_length=9, **k),
-        lambda **k: GatedLinearAttention(HEADS, **k),
-        lambda **k: CausalSelfAttention(HEADS, window_length=5, **k),
-    ],
-    ids=["attention2", "gla", "softmax"],
-)
+FACTORIES = MAIN
+LAYERS = pytest.mark.parametrize("make_layer", FACTORIES.values(), ids=FACTORIES)
 
 
 def make_streaming(make_layer, dtype: str = "float64") -> Streaming:
