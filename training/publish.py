@@ -2,7 +2,7 @@
 
 import sys
 
-from elita_tf.runs import commands
+from elita_command import main
 
 if __name__ == "__main__":
-    sys.exit(commands.main(["publish", *sys.argv[1:]]))
+    sys.exit(main(["publish", *sys.argv[1:]]))

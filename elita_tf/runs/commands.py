@@ -26,7 +26,8 @@ examples:
   elita evaluate --run_dir runs/quickstart --split test
   elita export --run_dir runs/quickstart --format saved_model
 
-`elita COMMAND --help` explains the options of a command.
+`elita COMMAND --help` explains the options of a command. `--verbose` with any of them shows what
+TensorFlow says when it starts.
 """
 # What shells report of a process that ended because nobody read its output any more.
 BROKEN_PIPE = 128 + 13
@@ -63,7 +64,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"elita_tf {elita_tf.__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

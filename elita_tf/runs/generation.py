@@ -1,6 +1,7 @@
 """Texts token by token, what is kept of a trained model, and the command `elita generate`."""
 
 import argparse
+import re
 import shutil
 import tempfile
 import time
@@ -13,12 +14,17 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
+from elita_tf.data import Split
+from elita_tf.files import atomic_path
 from elita_tf.models import ElitaCausalLM
 from elita_tf.runs import run_folder
 from elita_tf.runs.assembly import compiled, load_run
 from elita_tf.runs.command_line import add_model_source, command_parser, explained, path
 
-SAMPLE_TOKENS = 120
+# Of the sample that a finished run shows: texts, words of a prompt, tokens of each text.
+NUM_SAMPLES, PROMPT_WORDS, SAMPLE_TOKENS = 3, 4, 60
+# A line of prose: it begins with a word and has several after it.
+_PROSE = re.compile(rf"\s*((?:[A-Za-z][A-Za-z',]*\s+){{{PROMPT_WORDS}}})[A-Za-z]")
 # What each takes of the temperature and the seed.
 SAMPLERS: dict[str, Callable[[float, int | None], keras_hub.samplers.Sampler]] = {
     "greedy": lambda temperature, seed: keras_hub.samplers.GreedySampler(),
@@ -53,8 +59,8 @@ def live(model: ElitaCausalLM) -> Decoder:
     """The decoder of a model with a preprocessor."""
     return Decoder(
         tokenize=lambda *prompt: model.preprocessor.generate_preprocess(prompt[:1], prompt[1]),
-        detokenize=lambda token_ids, mask: model.preprocessor.generate_postprocess(
-            {"token_ids": token_ids, "padding_mask": mask}
+        detokenize=lambda token_ids, mask: model.preprocessor.tokenizer.detokenize(
+            [row[real].tolist() for row, real in zip(token_ids, mask, strict=True)]
         ),
         prefill=compiled(model.prefill),
         step=compiled(model.step),
@@ -132,16 +138,31 @@ def stream(
             logits, state = decoder.step(token, state)
 
 
-def keep_for_use(run_dir: Path, model: ElitaCausalLM) -> None:
-    """Writes what a run is for into its folder: `preset`, and a text in `sample.txt`."""
+def keep_for_use(run_dir: Path, model: ElitaCausalLM, text: Split) -> None:
+    """Writes what a run is for into its folder: `preset`, and texts in `sample.txt`.
+
+    The texts go on from the first words of sentences of `text`, which are marked by brackets.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model.save_to_preset(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         names = [f"{run_folder.PRESET}/{path.relative_to(folder).as_posix()}" for path in files]
         run_folder.record(run_dir, run_folder.SAMPLE, *names)
         shutil.copytree(folder, run_dir / run_folder.PRESET, dirs_exist_ok=True)
-    sample = "".join(stream(live(model), "\n", SAMPLE_TOKENS, SAMPLERS["top_p"](0.8, 0)))
-    (run_dir / run_folder.SAMPLE).write_text(sample, encoding="utf-8")
+    decoder, samples = live(model), []
+    for prompt in first_words(text):
+        sampler = SAMPLERS["top_p"](0.8, 0)
+        first, *rest = stream(decoder, prompt, SAMPLE_TOKENS, sampler)
+        samples.append(f"[{first}]{''.join(rest)}\n")
+    with atomic_path(run_dir / run_folder.SAMPLE) as temporary:
+        temporary.write_text("\n".join(samples), encoding="utf-8")
+
+
+def first_words(text: Split) -> list[str]:
+    """The first words of sentences that lie evenly in the text, or its first characters."""
+    found = [match[1].strip() for match in map(_PROSE.match, text.lines()) if match]
+    places = np.linspace(0, len(found) - 1, min(NUM_SAMPLES, len(found))).astype(int)
+    return [found[place] for place in places] or ["".join(text.lines())[:10]]
 
 
 def load_model(options: argparse.Namespace) -> ElitaCausalLM:

@@ -162,7 +162,7 @@ class Study:
 
     def _train_in_a_process(self, run: Run, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "elita_tf.runs.commands", "train", "--recipe", run.recipe]
+        command = [sys.executable, "-m", "elita_command", "train", "--recipe", run.recipe]
         command += ["--data_dir", str(self.data_dir), "--run_dir", str(folder)]
         command += ["--set", *run.overrides]
         log = folder.parent / f"{folder.name}.log"

@@ -4,12 +4,15 @@ import argparse
 import itertools
 import logging
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import keras
 
 from elita_tf import callbacks
 from elita_tf.data import unigram_entropy
@@ -24,7 +27,7 @@ from elita_tf.runs.assembly import (
 )
 from elita_tf.runs.command_line import command_parser, explained, path
 from elita_tf.runs.evaluation import losses_by_position, report
-from elita_tf.runs.generation import SAMPLE_TOKENS, keep_for_use
+from elita_tf.runs.generation import keep_for_use
 from elita_tf.runs.recipe import Recipe, load_recipe
 from elita_tf.runs.request import Mode, Request, opened
 
@@ -93,7 +96,8 @@ def make_callbacks(request: Request) -> RunCallbacks:
     )
     # Averages come last: what raises before a validation finds the weights of the training.
     averages = [callbacks.ValidateAverages()] if recipe.ema_momentum else []
-    every = [*kept, checkpoints, stop, *averages]
+    progress = [] if sys.stdout.isatty() else [ProgressLines(log)]
+    every = [*kept, checkpoints, stop, *progress, *averages]
     return RunCallbacks(log, health, weights, checkpoints, stop, every)
 
 
@@ -116,6 +120,7 @@ def fit(request: Request, callbacks: Iterable[Any]) -> None:
             epochs=math.ceil(recipe.steps / epoch_steps),
             callbacks=list(callbacks),
             shuffle=False,
+            verbose="auto" if sys.stdout.isatty() else 0,
         )
 
 
@@ -164,7 +169,11 @@ def carry_out(request: Request) -> dict[str, Any]:
         "wall_time_seconds": log.wall_time,
     }
     if figures:
-        keep_for_use(run_dir, text_model(model, setup.tokenizer, recipe.context_length))
+        keep_for_use(
+            run_dir,
+            text_model(model, setup.tokenizer, recipe.context_length),
+            setup.corpus["valid"],
+        )
     # Last, so that a run that is killed before it is not taken for finished.
     run_folder.record(run_dir, run_folder.SUMMARY)
     run_folder.write_json(run_dir / run_folder.SUMMARY, summary)
@@ -251,9 +260,44 @@ def _folder_and_recipe(options: argparse.Namespace) -> tuple[Path, Recipe]:
 
 
 def _show(run_dir: Path, summary: dict[str, Any]) -> None:
-    for key, value in summary.items():
-        print(f"{key}: {value:,.4f}" if isinstance(value, float) else f"{key}: {value}")
-    sample = run_dir / run_folder.SAMPLE
-    if sample.is_file():
-        print(f"A sample of {SAMPLE_TOKENS} tokens: {sample.read_text(encoding='utf-8')}")
-    print(f"Written to {run_dir}")
+    speed = summary["tokens_per_second"]
+    print(
+        f"\n{run_dir.name}: {summary['parameters']:,} parameters, {summary['steps']} steps in "
+        f"{summary['wall_time_seconds']:.0f} s" + (f", {speed:,.0f} tokens/s." if speed else ".")
+    )
+    if not summary["finished"]:
+        print(f"What there is so far is in {run_dir}.")
+        return
+    loss, guess = summary["validation_loss"], summary["validation_unigram_entropy"]
+    print(
+        f"Validation loss: {loss:.3f} nats per token (perplexity {math.exp(loss):.1f}, "
+        f"{summary['validation_bits_per_byte']:.3f} bits per byte).\n"
+        f"A guess that only knows how often each token comes would lose {guess:.3f} (perplexity "
+        f"{math.exp(guess):.1f}).\n\n"
+        "What the model writes after the first words, in brackets, of sentences of the validation "
+        "text:\n"
+    )
+    print((run_dir / run_folder.SAMPLE).read_text(encoding="utf-8"))
+    print(
+        f"The losses are drawn in {run_dir / 'loss.png'}; all figures are in "
+        f"{run_dir / run_folder.SUMMARY}.\n"
+        f"To let it write more: elita generate --run_dir {shlex.quote(str(run_dir))} "
+        '--prompt "The"'
+    )
+
+
+class ProgressLines(keras.callbacks.Callback):
+    """Prints a line at every validation, for an output that is not a terminal."""
+
+    def __init__(self, log: callbacks.TrainingLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        log, logs = self._log, logs or {}
+        losses = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss") if k in logs)
+        line = f"step {log.step} of {log.num_steps}: {losses}"
+        if log.tokens_per_second:
+            left = (log.num_steps - log.step) * log.tokens_per_step / log.tokens_per_second
+            line += f", {log.tokens_per_second:,.0f} tokens/s, {left:.0f} s left"
+        print(line, flush=True)

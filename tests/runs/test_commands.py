@@ -17,7 +17,7 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "training").glob("*.py"))
 
 def run(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "elita_tf.runs.commands", *arguments],
+        [sys.executable, "-m", "elita_command", *arguments],
         capture_output=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -31,6 +31,14 @@ def test_help_lists_the_commands(capsys):
     for name in commands.COMMANDS:
         assert f"\n  {name} " in printed
     assert 'elita generate --preset elita_wikitext2 --prompt "The"' in printed
+
+
+def test_tensorflow_is_quiet_unless_asked():
+    quiet = run("recipes")
+    assert quiet.returncode == 0 and quiet.stderr == b"" and b"quickstart" in quiet.stdout
+    # What went wrong before there was a command to say it is shown.
+    broken = run("recipes", KERAS_BACKEND="none")
+    assert broken.returncode == 1 and b"Traceback" in broken.stderr
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
@@ -53,7 +61,7 @@ def test_the_scripts_are_the_commands():
     assert set(SCRIPTS) == set(commands.COMMANDS) - {"recipes"}
     for name in SCRIPTS:
         text = (ROOT / "training" / f"{name}.py").read_text()
-        assert f'commands.main(["{name}", *sys.argv[1:]])' in text
+        assert f'main(["{name}", *sys.argv[1:]])' in text
         assert len(text.splitlines()) < 12
 
 
@@ -84,7 +92,7 @@ def test_output_that_the_terminal_cannot_show_or_nobody_reads(run_dir):
     child = run(*arguments, "3 \u03b1\u03b2", PYTHONIOENCODING="ascii")
     assert child.returncode == 0, child.stderr
     assert child.stdout.startswith(rb"3 \u03b1\u03b2")
-    source = f"{sys.executable} -m elita_tf.runs.commands generate --run_dir '{run_dir}'"
+    source = f"{sys.executable} -m elita_command generate --run_dir '{run_dir}'"
     shell = f"{source} --max_length 3000 --prompt '3 plus' | head -c 3; echo ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=environment)
