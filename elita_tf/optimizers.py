@@ -65,7 +65,7 @@ class _MonitoredAdam(_Monitored):
     """Mixin of Adam and AdamW: the bias correction, too, is computed once for each step.
 
     Keras computes it for every variable. For 12 blocks of width 32 that makes the first step 9 s
-    longer (37 instead of 28 s, on one CPU core).
+    longer (37 instead of 28 s, on two busy CPU cores).
     """
 
     _scale_of_step: Any = None
