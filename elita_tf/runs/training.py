@@ -230,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", type=path, help="folder with wiki.{train,valid,test}.raw")
     parser.add_argument("--run_dir", type=path, help="folder to write; default: runs/<recipe>")
     parser.add_argument(
-        "--devices", default="one", help="one (default), data, model=K or tpu: see the README"
+        "--devices", default="one", help="one (default), data, model=K or tpu: docs/guides/jax.md"
     )
     parser.add_argument(
         "--set",
