@@ -123,9 +123,14 @@ def stream(
     # Padding goes before the prompt, so that prompts of any length share one graph.
     length = len(shown)
     logits, state = decoder.prefill(*(np.roll(x, -length, axis=1) for x in (token_ids, mask)))
+
+    def choose(logits: Any) -> Any:
+        token = sampler.get_next_token(sampler.compute_probabilities(logits))
+        return keras.ops.cast(token, "int32")
+
+    choose = compiled(choose)
     for position in range(length, max_length):
-        probabilities = sampler.compute_probabilities(logits)
-        token = keras.ops.cast(sampler.get_next_token(probabilities), "int32")
+        token = choose(logits)
         pending.append(int(token[0]))
         both = np.array([shown + pending] * 2, "int32")
         seen = np.arange(both.shape[1]) < np.array([[len(shown)], [both.shape[1]]])
