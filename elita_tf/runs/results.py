@@ -159,7 +159,7 @@ def _table(rows: list[dict[str, str]], *columns: str) -> str:
 
 def _targets(*targets: tuple[str, float, float]) -> str:
     """A list that says of each target whether its figure is at most its limit."""
-    lines = ["Targets:\n"]
+    lines = ["Targets, by the seeds and rates that have been run so far:\n"]
     for text, value, limit in targets:
         verdict = f"**{'met' if value <= limit + 1e-9 else 'missed'}** ({value:.3f})"
         verdict = "not measured yet" if np.isnan(value) else verdict
