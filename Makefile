@@ -21,13 +21,14 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train study test test-jax soak bench docs notebooks lint clean
+.PHONY: help train study test test-all test-jax soak bench docs notebooks lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name (elita recipes) or a file"
 	@echo "make study DATA_DIR=... [STUDY=short]      train what docs/results.md compares: hours, or one with short"
-	@echo "make test  [ARGS=...]                      run the tests with pytest"
-	@echo "make test-jax [ARGS=...]                   run those of the Keras backend's work on JAX"
+	@echo "make test  [ARGS=...]                      run the quick tests with pytest: minutes"
+	@echo "make test-all [ARGS=...]                   run every test and case"
+	@echo "make test-jax [ARGS=...]                   run the quick ones of the Keras backend's work on JAX"
 	@echo "make soak  [ARGS=...]                      the long forms of the tests of kills, faults and inputs, then 45 minutes in one process"
 	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
 	@echo "make docs                                  build the documentation into docs/html"
@@ -44,6 +45,9 @@ study: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+test-all: $(INSTALLED)
+	$(VENV_PYTHON) -m pytest --all --numprocesses=auto --maxprocesses=4 $(ARGS)
 
 test-jax: $(INSTALLED_JAX)
 	KERAS_BACKEND=jax $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(TESTS_OF_BACKENDS) $(ARGS)

@@ -24,12 +24,18 @@ hypothesis.settings.register_profile("elita_tf", deadline=None, derandomize=True
 hypothesis.settings.register_profile("soak", deadline=None, database=None, print_blob=True)
 
 
+# Cases of a parametrized test in a quick run.
+QUICK_CASES = 2
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="every test and case: `make test-all`")
     parser.addoption("--soak", action="store_true", help="the long forms too; see `make soak`")
     parser.addoption(
         "--max-cases",
         type=int,
-        help="of a parametrized test run so many cases at most, evenly spread (default: all)",
+        help="of a parametrized test run so many cases at most, evenly spread (default: "
+        f"{QUICK_CASES}; with --all or --soak, all)",
     )
 
 
@@ -38,11 +44,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    everything, max_cases = config.getoption("all"), config.getoption("max_cases")
     kept = items
-    if not config.getoption("soak"):
+    if config.getoption("soak"):
+        everything = True
+    else:
         kept = [item for item in kept if not item.get_closest_marker("soak")]
-    if config.getoption("max_cases") is not None:
-        kept = spread(kept, config.getoption("max_cases"))
+    # A test that is named is run, with all its cases.
+    named = any("::" in argument for argument in config.args)
+    if not everything and not named:
+        kept = [item for item in kept if not item.get_closest_marker("long")]
+        max_cases = max_cases or QUICK_CASES
+    if max_cases is not None:
+        kept = spread(kept, max_cases)
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept

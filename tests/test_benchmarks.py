@@ -50,6 +50,7 @@ def test_literal_baseline_equals_its_equations():
     assert relative_error(model({"token_ids": token_ids}), expected) < 3e-5
 
 
+@pytest.mark.long
 def test_decoders_go_on_from_their_state():
     before = keras.config.dtype_policy()
     try:

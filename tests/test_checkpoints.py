@@ -98,6 +98,7 @@ def whole(tmp_path_factory):
     return folder, *train(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("after", "in_validation", "seconds"),
     [(1, False, 0), (3, False, 0), (4, False, 0), (7, False, 1e9), (8, True, 1e9), (10, True, 0)],
@@ -110,6 +111,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path, after, in_validation,
     assert_same((tmp_path, *train(tmp_path)), whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("after", "in_validation"), [(3, False), (8, True)])
 def test_averages_go_on_bit_for_bit(tmp_path, after, in_validation):
     killed, whole = tmp_path / "killed", tmp_path / "whole"

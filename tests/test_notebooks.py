@@ -93,6 +93,7 @@ def test_addresses_that_colab_cannot_open(address, tmp_path, monkeypatch):
         build.repository()
 
 
+@pytest.mark.long
 @tensorflow_only
 def test_wikitext_trains_writes_and_exports(run, tmp_path):
     outputs = run("elita_tf_wikitext")
@@ -104,6 +105,7 @@ def test_wikitext_trains_writes_and_exports(run, tmp_path):
     assert (tmp_path / "elita_tf_run.zip").is_file()
 
 
+@pytest.mark.long
 @tensorflow_only
 def test_layers_tour_shows_every_layer(run):
     outputs = run("layers_tour")

@@ -4,6 +4,8 @@ import math
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -13,6 +15,7 @@ def test_first_example_is_short():
     assert len([line for line in EXAMPLES[0].splitlines() if line]) <= 12
 
 
+@pytest.mark.long
 def test_examples_run_in_turn_and_learn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -149,6 +149,7 @@ def test_keras_hub_tests_a_layer(hub_tests: Any, name: str) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", architectures)
 def test_keras_hub_tests_a_backbone(hub_tests: Any, architecture: str) -> None:
     sizes = {"vocabulary_size": 50, "hidden_dim": 16, "num_heads": 2, "context_length": 8}
@@ -165,6 +166,7 @@ def test_keras_hub_tests_a_backbone(hub_tests: Any, architecture: str) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["elita_gated", "hybrid"])
 def test_keras_hub_saves_a_model(hub_tests: Any, architecture: str) -> None:
     sizes = {"vocabulary_size": 50, "hidden_dim": 16, "num_heads": 2, "context_length": 8}
@@ -190,7 +192,7 @@ TEXTS = ["3 and 4 make 7.", "So they do: 12!"]
 
 @pytest.fixture
 def preprocessor(tokenizers: dict) -> ElitaCausalLMPreprocessor:
-    return ElitaCausalLMPreprocessor(tokenizers["lossless"][1], sequence_length=12)
+    return ElitaCausalLMPreprocessor(tokenizers["lossless"], sequence_length=12)
 
 
 @helpers.tensorflow_only
@@ -217,7 +219,7 @@ def test_keras_hub_tests_a_preprocessor(
 @helpers.tensorflow_only
 @pytest.mark.parametrize("kind", ["lossless", "default"])
 def test_keras_hub_tests_a_tokenizer(hub_tests: Any, tokenizers: dict, kind: str) -> None:
-    tokenizer = tokenizers[kind][1]
+    tokenizer = tokenizers[kind]
     hub_tests.run_preprocessing_layer_test(
         type(tokenizer),
         {"proto": tokenizer.proto},

@@ -150,6 +150,7 @@ def test_keras_file(name: str, tmp_path: Path) -> None:
     assert f'"name": "{layer.name}"' in configs[0] and configs[0] == configs[1]
 
 
+@pytest.mark.long
 @helpers.tensorflow_only
 @EVERY_LAYER
 def test_saved_model(name: str, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_published_equation(use_query: bool, time: int) -> None:
     helpers.assert_close(helpers.leaves(layer(inputs)), [expected], LAYER_BOUND)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("context_length", [None, LENGTH])
 @pytest.mark.parametrize("decay", ["learned", "gated"])
 def test_equation_with_a_decay(decay: str, context_length: int | None) -> None:

@@ -17,7 +17,7 @@ SEGMENT_IDS = np.array([[3] * 5 + [1] * 8, [2] + [4] * 9 + [5] * 3])
 SIDES = {"left": (range(4, TIME), range(9, TIME)), "right": (range(9), range(4))}
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="tests.layers")
 class MovingAverage(layers.SequenceMixer):
     """average_t = a average_{t-1} + (1 - a) x_t, with a learned a for every feature; y = W average.
 
@@ -133,6 +133,7 @@ def make_model(layer: MovingAverage) -> keras.Model:
     return keras.Model(inputs, layer(inputs))
 
 
+@pytest.mark.long
 def test_fit_and_the_keras_file(tmp_path: Path) -> None:
     keras.utils.set_random_seed(5)
     model, inputs = make_model(MovingAverage(start=0.5)), make_inputs("float32", rows=8)

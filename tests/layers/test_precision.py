@@ -56,6 +56,7 @@ def outputs_and_gradients(layer: keras.layers.Layer, transform: Callable) -> lis
     return [*helpers.vjp(call, [make_inputs(), weights], [make_inputs()], transform)]
 
 
+@pytest.mark.long
 @LAYERS
 def test_a_16_bit_default_changes_nothing_in_a_graph(factory: Callable, floatx: str) -> None:
     received = outputs_and_gradients(make_layer(factory, "float32"), helpers.xla)
@@ -64,6 +65,7 @@ def test_a_16_bit_default_changes_nothing_in_a_graph(factory: Callable, floatx: 
     helpers.assert_close(received, expected, 1e-6)
 
 
+@pytest.mark.long
 def test_a_16_bit_default_changes_no_loss_and_no_definition(floatx: str) -> None:
     rng = np.random.default_rng(3)
     hidden, kernel = (rng.standard_normal(s).astype("float32") for s in ((TIME, 5), (7, 5)))

@@ -153,6 +153,7 @@ def test_a_mask_of_an_embedding_arrives_beside_segments(factory: Callable) -> No
     helpers.assert_close(received, expected, 0.0)
 
 
+@pytest.mark.long
 @LAYERS
 def test_a_saved_functional_model_of_unknown_sizes(factory: Callable, tmp_path: Path) -> None:
     layer = make_layer(factory, "float32")

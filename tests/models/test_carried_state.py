@@ -47,6 +47,7 @@ def test_the_second_batch_goes_on_where_the_first_ended(name: str) -> None:
         helpers.assert_close(value, state[leaf], 1e-5)
 
 
+@pytest.mark.long
 @ARCHITECTURES
 def test_no_gradient_goes_into_the_batch_before(name: str) -> None:
     model, ids = make_model(name), stream()
@@ -73,6 +74,7 @@ def test_no_gradient_goes_into_the_batch_before(name: str) -> None:
     assert (behind - ahead) / 0.2 == pytest.approx(squared / 0.1, rel=2e-2)
 
 
+@pytest.mark.long
 def test_validation_starts_anew() -> None:
     model, ids = make_model("gla"), stream()
     x, y = {"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]

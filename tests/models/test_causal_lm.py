@@ -55,6 +55,7 @@ def test_loss_equals_that_of_the_logits(tie_embeddings: bool, weighted: bool) ->
     assert materialised == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.long
 def test_compiling_again_forgets_the_loss_and_the_metrics() -> None:
     model = randomized(small_model(), scale=0.2)
     x, y, _ = windows()
@@ -72,6 +73,7 @@ def test_loss_weights_need_a_loss() -> None:
         small_model().compile(loss_weights=[2.0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_one_step_trains_as_with_the_logits(tie_embeddings: bool) -> None:
     x, y, weights = windows()
@@ -85,6 +87,7 @@ def test_one_step_trains_as_with_the_logits(tie_embeddings: bool) -> None:
         np.testing.assert_allclose(fused, materialised, atol=2e-6)
 
 
+@pytest.mark.long
 def test_overfits_one_batch() -> None:
     model = small_model("hybrid")
     model.compile(keras.optimizers.Adam(2e-2), jit_compile=helpers.QUICKEST)
@@ -96,6 +99,7 @@ def test_overfits_one_batch() -> None:
     assert model.evaluate(x, y, verbose=0) < 0.05
 
 
+@pytest.mark.long
 def test_every_variable_is_trained() -> None:
     model = randomized(small_model("hybrid"), scale=0.2)
     # Weight decay is off, so only a gradient moves a variable.
@@ -129,6 +133,7 @@ def test_published_optimizer_is_the_default() -> None:
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.99)
 
 
+@pytest.mark.long
 def test_saved_model_goes_on_where_it_stopped(tmp_path: Path) -> None:
     x, y, _ = windows()
     model = small_model()
@@ -163,6 +168,7 @@ def test_regularization_joins_the_loss() -> None:
     assert model.evaluate(x, y, verbose=0) == pytest.approx(plain + penalty, rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(architectures))
 def test_rematerialised_training_is_the_same(name: str) -> None:
     x, y, weights = windows()

@@ -91,11 +91,13 @@ def served_by_a_stranger(model: ElitaCausalLM, folder: Path, *prompts: str) -> l
     return json.loads(printed) if prompts else []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["hybrid", "learned_positions", "transformer"])
 def test_saved_model_elsewhere(name: str, tmp_path: Path) -> None:
     assert served_by_a_stranger(make_model(name), tmp_path) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["lossless", "default"])
 def test_texts_elsewhere(tokenizers: dict, kind: str, tmp_path: Path) -> None:
     preprocessor = ElitaCausalLMPreprocessor(
@@ -110,6 +112,7 @@ def test_texts_elsewhere(tokenizers: dict, kind: str, tmp_path: Path) -> None:
         generate_text(prompts=tf.constant(PROMPTS), max_length=tf.constant(3))
 
 
+@pytest.mark.long
 def test_gpt2_texts_elsewhere(tmp_path: Path) -> None:
     tokens = ["<|endoftext|>", *"3ando4Sthey", "Ġ", "Ċ", "an", "Ġan", "th"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
@@ -120,6 +123,7 @@ def test_gpt2_texts_elsewhere(tmp_path: Path) -> None:
     assert texts == model.generate(PROMPTS, max_length=15)
 
 
+@pytest.mark.long
 def test_random_samples_differ(tokenizers: dict, tmp_path: Path) -> None:
     preprocessor = ElitaCausalLMPreprocessor(tokenizers["lossless"], sequence_length=15)
     model = make_model("elita", preprocessor)
@@ -144,6 +148,7 @@ def chain(model: ElitaCausalLM, step: Callable[[dict], dict]) -> None:
         other = outputs
 
 
+@pytest.mark.long
 @EVERY
 def test_litert(name: str, tmp_path: Path) -> None:
     interpreter_module = pytest.importorskip("ai_edge_litert.interpreter")
@@ -156,6 +161,7 @@ def test_litert(name: str, tmp_path: Path) -> None:
     assert b"Flex" not in content
 
 
+@pytest.mark.long
 @EVERY
 def test_onnx(name: str, tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx")

@@ -72,6 +72,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.long
 @EVERY
 def test_tokens_are_those_of_the_full_recomputation(name: str) -> None:
     model = make_model(name)
@@ -83,6 +84,7 @@ def test_tokens_are_those_of_the_full_recomputation(name: str) -> None:
     assert outputs["padding_mask"].all() and len(set(expected[0, 3:])) > 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_compiled(sampler: str) -> None:
     model = make_model("elita_query", num_layers=1)
@@ -142,6 +144,7 @@ def test_lengths_of_a_bucket_share_a_compilation(monkeypatch: pytest.MonkeyPatch
     assert [bucket_length(n) for n in (1, 64, 65, 1000)] == [64, 64, 128, 1024]
 
 
+@pytest.mark.long
 def test_generate_sees_the_weights_of_a_later_fit() -> None:
     model = make_model("elita", num_layers=1)
     model.compile(keras.optimizers.SGD(5.0), jit_compile=helpers.QUICKEST, sampler="greedy")
@@ -226,6 +229,7 @@ np.save(folder + "/logits.npy", logits)
 """
 
 
+@pytest.mark.long
 def test_a_parked_conversation_goes_on_in_another_process(tmp_path: Path) -> None:
     model = make_model("hybrid")
     _, state = jitted(model.prefill)(prompts((9, 9), 9)["token_ids"])

@@ -129,6 +129,7 @@ def test_arguments_come_from_the_options_the_name_and_the_backbone_in_this_order
     assert not np.array(fast.output_kernel).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "plain"])
 def test_it_is_trained(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if shared and helpers.BACKEND != "tensorflow":

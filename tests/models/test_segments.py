@@ -91,6 +91,7 @@ def test_steps_restart_with_another_segment(backbone: ElitaBackbone, separate: n
         model.step(IDS[:, 0], state, SEGMENT_IDS)
 
 
+@pytest.mark.long
 def test_losses_training_and_a_carried_state() -> None:
     weights = (LABELS % 3 > 0).astype("float32")
     losses = []

@@ -58,6 +58,7 @@ def assert_same(received: Any, expected: Any, tolerance: float) -> None:
         )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("without_xla")
 @pytest.mark.parametrize("options", [{}, {"rematerialize": True}, {"dropout": 0.3}], ids=str)
 def test_training_is_that_of_one_graph(options: dict) -> None:
@@ -68,6 +69,7 @@ def test_training_is_that_of_one_graph(options: dict) -> None:
     assert_same(received, expected, 1e-12)
 
 
+@pytest.mark.long
 def test_under_xla_too() -> None:
     x = {"token_ids": IDS}
     received, expected = (trained(choice, x, mixers=["attention2"]) for choice in ("blocks", False))
@@ -79,6 +81,7 @@ def test_under_xla_too() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("without_xla")
 def test_mixed_precision_keeps_its_float32_islands() -> None:
     received, expected = (
@@ -88,6 +91,7 @@ def test_mixed_precision_keeps_its_float32_islands() -> None:
     assert received[1] == pytest.approx(expected[1], rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("without_xla")
 def test_blocks_of_a_kind_share_a_program_and_others_do_not() -> None:
     model, _ = trained("blocks", INPUTS)
@@ -97,6 +101,7 @@ def test_blocks_of_a_kind_share_a_program_and_others_do_not() -> None:
     assert [p.experimental_get_tracing_count() for p in programs] == [1] * 5
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("without_xla")
 def test_frozen_and_adapted_layers_are_of_another_kind() -> None:
     def after(jit_compile: bool | str) -> list[np.ndarray]:
@@ -128,6 +133,7 @@ def test_auto_takes_them_for_more_than_four_blocks(num_layers: int, by_blocks: b
     assert model._shared_compilation is None and model.jit_compile is False
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("without_xla")
 def test_the_choice_is_saved(tmp_path: Path) -> None:
     model, _ = trained("blocks", INPUTS, mixers=["softmax"])

@@ -33,6 +33,7 @@ def make_model(tokenizers: dict, kind: str = "lossless", **kwargs: Any) -> Elita
     return ElitaCausalLM(backbone, preprocessor)
 
 
+@pytest.mark.long
 @KINDS
 def test_learns_strings_and_says_them(tokenizers: dict, kind: str, tmp_path: Path) -> None:
     model = make_model(tokenizers, kind)
@@ -187,6 +188,7 @@ def test_lora_trains_its_factors_only(tokenizers: dict) -> None:
     assert np.abs(np.array(jitted(model)(ones)) - before).max() > 1e-4
 
 
+@pytest.mark.long
 def test_int8_is_close_and_generates(tokenizers: dict) -> None:
     model = randomized(make_model(tokenizers), scale=0.3)
     ids = np.array(model.preprocessor.generate_preprocess(TEXTS)["token_ids"])

@@ -113,6 +113,7 @@ def test_saved_and_loaded(tokenizer: Any, kind: str, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "saved").fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.long
 def test_gpt2_splits_words_as_gpt2_does(gpt2: ElitaGPT2Tokenizer) -> None:
     text = "ab's a\nabc."
     pieces = ["ab", "'s", "Ġa", "Ċ", "ab", "c", "."]

@@ -287,6 +287,7 @@ def test_float32_extremes_with_decays(kind: str, decay: str) -> None:
     assert_matches_oracle(attention2, inputs, 3e-3, log_decay, extreme=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log_decay", [-1e-6, -1e-4, -1e-2])
 @pytest.mark.parametrize(("level", "bound"), [(0.0, 3e-5), (1e2, 3e-5), (1e4, 3e-3)])
 def test_float32_over_ten_thousand_positions(level: float, bound: float, log_decay: float) -> None:

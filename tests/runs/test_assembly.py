@@ -170,6 +170,7 @@ def test_the_gpt2_row():
     assert model.backbone.mixers == ["gla"] and model.backbone.context_length == 64
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("carry_state", [True, False])
 def test_documents_are_packed_for_training_and_validation(tiny_recipe, carry_state):
     overrides = ["documents=line", f"carry_state={str(carry_state).lower()}"]
@@ -193,6 +194,7 @@ def test_documents_are_packed_for_training_and_validation(tiny_recipe, carry_sta
     assert sums.sum() / counts.sum() == pytest.approx(history["val_loss"][0], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_stream_of_documents_is_one_long_window(tiny_recipe):
     parts = assemble(load_recipe(str(tiny_recipe), ["documents=line"]), None)
     randomized(parts.model.backbone)  # Fresh blocks are the identity and see no context.

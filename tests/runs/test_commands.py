@@ -65,6 +65,7 @@ def test_the_scripts_are_the_commands():
         assert len(text.splitlines()) < 12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [["training/train.py"], ["-m", "training.train"]])
 def test_the_scripts_run_from_the_root(how):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -87,6 +88,7 @@ def test_recipes_are_listed_and_printed(capsys):
     assert "Did you mean elita-wikitext2?" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_output_that_the_terminal_cannot_show_or_nobody_reads(run_dir):
     arguments = ["generate", "--run_dir", str(run_dir), "--max_length", "40", "--prompt"]
     child = run(*arguments, "3 \u03b1\u03b2", PYTHONIOENCODING="ascii")
@@ -130,6 +132,7 @@ def test_a_tilde_is_the_users_folder(run_dir, tiny_recipe, monkeypatch, capsys):
     assert figures["weights"] == "best.weights.h5"
 
 
+@pytest.mark.long
 def test_a_preset_of_the_package_writes_offline(tmp_path):
     arguments = ["generate", "--preset", "elita_wikitext2", "--prompt", "The", "--max_length", "9"]
     child = run(*arguments, HF_HUB_OFFLINE="1", ELITA_TF_HOME=str(tmp_path))

@@ -96,6 +96,7 @@ def test_a_run_on_jax(run_dir: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     assert (tmp_path / "sample.txt").read_text()
 
 
+@pytest.mark.long
 @helpers.tensorflow_only
 def test_a_run_on_tensorflow(run_dir: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_DEVICES, str(tiny_recipe), str(tmp_path)]

@@ -33,6 +33,7 @@ def oracle(run_dir, split, context):
     return losses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("split", "context"), [("test", None), ("valid", 40), ("test", 7)])
 def test_figures_agree_with_the_logits(evaluated, split, context):
     arguments = ["--run_dir", str(evaluated), "--split", split]

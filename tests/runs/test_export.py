@@ -5,6 +5,7 @@ from elita_tf.runs import generation
 from elita_tf.runs.assembly import load_run
 
 
+@pytest.mark.long
 def test_a_saved_model_of_a_run_makes_the_text_of_the_run(run_dir, tmp_path, capsys):
     folder = tmp_path / "served"
     script.main(["--preset", str(run_dir / "preset"), "--output", str(folder)])

@@ -25,6 +25,7 @@ def saved_model(model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_run_its_preset_and_its_saved_model_say_the_same(run_dir, saved_model, capsys):
     arguments = ["--prompt", "3 plus", "--seed", "5"]
     of_run = sample(capsys, "--run_dir", str(run_dir), *arguments)

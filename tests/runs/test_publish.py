@@ -12,6 +12,7 @@ from elita_tf.models import ElitaCausalLM
 from elita_tf.runs import publish
 
 
+@pytest.mark.long
 def test_a_run_becomes_a_preset(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_names_are_those_of_files_and_differ():
     assert names[-2:] == ["recall,gated-and-gla,rate=0.003", "recall,gated-and-gla,rate=0.01"]
 
 
+@pytest.mark.long
 def test_a_run():
     record = recall.run(recall.Case(TINY, "softmax", 1e-2))
     assert json.loads(json.dumps(record))["task"]["pairs"] == [2, 3]

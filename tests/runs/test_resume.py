@@ -89,6 +89,7 @@ def assert_same_run(first, second):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kills", "numbers"),
     [

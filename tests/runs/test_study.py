@@ -120,6 +120,7 @@ def test_the_record_of_a_run_and_its_test_figures(run_dir: Path, tiny_recipe: Pa
     json.dumps(record)
 
 
+@pytest.mark.long
 def test_late_losses_are_of_the_same_labels_at_every_length(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def weights(folder, name="last.weights.h5"):
     return model.get_weights()
 
 
+@pytest.mark.long
 def test_the_seed_decides_the_run(run_dir, tiny_recipe, tmp_path):
     arguments = ["--recipe", str(tiny_recipe), "--run_dir"]
     script.main([*arguments, str(tmp_path / "same"), "--set", "seed=0"])
@@ -158,6 +159,7 @@ def test_a_changed_recipe_is_refused(run_dir, tiny_recipe, capsys, arguments, me
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
 
 
+@pytest.mark.long
 def test_a_changed_recipe_and_text_go_on_by_force(run_dir, tmp_path, capsys):
     folder, text = tmp_path / "run", tmp_path / "other.txt"
     shutil.copytree(run_dir, folder)
@@ -184,6 +186,7 @@ def test_a_changed_text_under_the_same_name_is_refused(run_dir):
     run_folder.require_same_text(checkpoint._replace(metadata=notes), ids)
 
 
+@pytest.mark.long
 def test_averaged_weights_are_validated_kept_and_gone_on_with_bit_for_bit(
     tiny_recipe, tmp_path, monkeypatch
 ):
@@ -213,7 +216,9 @@ def test_averaged_weights_are_validated_kept_and_gone_on_with_bit_for_bit(
         for first, second in zip(weights(whole, name), weights(resumed, name), strict=True):
             np.testing.assert_array_equal(first, second)
     # Training goes on from the weights, and not from their averages, which are the last ones.
-    raw, last = checkpoints[0].arrays["model_0"], weights(whole)[0]
+    arrays = checkpoints[0].arrays
+    raw = next(array for name, array in arrays.items() if name.startswith("model/"))
+    last = weights(whole)[0]
     assert raw.shape == last.shape and not np.allclose(raw, last, rtol=1e-4)
     summary = json.loads((whole / "summary.json").read_text())
     model = assembly.load_trained(whole, load_recipe(str(whole / "recipe.toml")), 300)

@@ -176,6 +176,7 @@ for write in (keep.save_last, lambda: save_checkpoint(folder, 2, arrays, {})):
 """
 
 
+@pytest.mark.long
 @posix
 def test_without_room_the_last_good_files_stay(tmp_path):
     command = [sys.executable, "-c", FULL, str(tmp_path)]
