@@ -170,6 +170,7 @@ class OtherDense(keras.layers.Dense):
         return -super().call(inputs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -82,13 +82,14 @@ def test_masks_of_another_shape(make: Callable, shape: tuple) -> None:
 
 @SEQUENCE
 def test_states_of_another_batch_or_layer(make: Callable) -> None:
-    layer, other = built(make), built(make, 2 * WIDTH)
+    layer = built(make)
     good = layer.get_initial_state(BATCH)
+    more_heads = {k: x if x.ndim == 1 else np.repeat(x, 2, axis=1) for k, x in good.items()}
     call = layer if isinstance(layer, layers.Streaming) else layer.call_with_state
     for state in (
         layer.get_initial_state(1),
         layer.get_initial_state(BATCH + 1),
-        other.get_initial_state(BATCH),
+        more_heads,
         {name: leaf[..., None] for name, leaf in good.items()},
         dict.fromkeys(good),
     ):

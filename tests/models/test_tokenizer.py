@@ -221,6 +221,7 @@ def test_what_are_not_ids_is_refused(tokenizer: Any) -> None:
             tokenizer.detokenize(wrong)
 
 
+@pytest.mark.long
 @ALL_KINDS
 def test_rows_of_one_length(tokenizer: Any, kind: str) -> None:
     arguments = [tokenizer.proto] if kind != "gpt2" else [tokenizer.vocabulary, tokenizer.merges]

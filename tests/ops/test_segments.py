@@ -150,6 +150,7 @@ def test_a_graph_of_unknown_batch_and_time(name: str) -> None:
         helpers.assert_close(helpers.leaves(received), helpers.leaves(expected), 1e-14)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in FORMS if "attention2" in name])
 def test_loud_keys_of_a_former_segment_do_no_harm(name: str) -> None:
     arguments = make_arguments(name)

@@ -102,6 +102,7 @@ def test_output_that_the_terminal_cannot_show_or_nobody_reads(run_dir):
     assert "usage" not in child.stderr and "Traceback" not in child.stderr
 
 
+@pytest.mark.long
 def test_figures_that_cannot_be_written_are_shown(run_dir, monkeypatch, capsys):
     def refuse(path, content):
         raise PermissionError(13, "Permission denied", str(path))
@@ -123,6 +124,7 @@ def test_a_run_that_finds_no_room_says_so(tiny_recipe, tmp_path, monkeypatch, ca
     assert "No space left on device: 'loss.png'" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_tilde_is_the_users_folder(run_dir, tiny_recipe, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(run_dir.parent))
     assert load_recipe(f"~/{run_dir.name}/recipe.toml") == load_recipe(str(tiny_recipe))
