@@ -100,7 +100,8 @@ class MonitoredAdam(_MonitoredAdam, keras.optimizers.Adam):
     needs a second copy of both during an update, and a single device.
 
     Args:
-        *args, **kwargs: of `keras.optimizers.Adam`.
+        *args: of `keras.optimizers.Adam`.
+        **kwargs: of `keras.optimizers.Adam`.
         skip_nonfinite: skip steps whose gradient is not finite.
 
     Example:

@@ -21,7 +21,7 @@ _TITLE = re.compile(r"\s*= [^=].* =\s*")
 def document_ids(tokenizer: Tokenizer, split: Split, kind: str) -> np.ndarray:
     """For every id of `encode_split` the number of its document; memory-mapped uint32.
 
-    * `article`: begins at a title of WikiText, a line ` = Title = `.
+    * `article`: begins at a title of WikiText, a line such as " = Title = ".
     * `paragraph`: begins after blank lines, which belong to the document before.
     * `line`: every line.
 
