@@ -157,6 +157,7 @@ def test_loss_under_mixed_precision_is_near_float32() -> None:
     assert losses[1] != losses[0]
 
 
+@pytest.mark.long
 def test_regularization_joins_the_loss() -> None:
     x, y, _ = windows()
     model = randomized(small_model(), scale=0.2)

@@ -126,6 +126,7 @@ def test_a_stop_token_ends_its_row() -> None:
         assert outputs["padding_mask"][row].tolist() == [i <= last for i in range(LENGTH)]
 
 
+@pytest.mark.long
 def test_lengths_of_a_bucket_share_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = []
     generate_step = ElitaCausalLM.generate_step

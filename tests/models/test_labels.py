@@ -88,6 +88,7 @@ def test_a_label_beyond_the_vocabulary(wrong: int) -> None:
             trained(labels, jit_compile=False, run_eagerly=True)
 
 
+@pytest.mark.long
 def test_under_xla_too() -> None:
     model = make_model(jit_compile=True)
     losses = np.array(jitted(model.token_losses)(IDS, LABELS))

@@ -190,6 +190,7 @@ def test_it_is_saved_as_a_preset(tmp_path: Path) -> None:
     np.testing.assert_array_equal(received, expected)
 
 
+@pytest.mark.long
 @helpers.tensorflow_only
 def test_it_is_exported(tmp_path: Path) -> None:
     import tensorflow as tf

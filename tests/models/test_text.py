@@ -176,6 +176,7 @@ def test_only_the_continuation(tokenizers: dict) -> None:
     assert whole == "3 and" + rest and rest
 
 
+@pytest.mark.long
 def test_lora_trains_its_factors_only(tokenizers: dict) -> None:
     model = randomized(make_model(tokenizers), scale=0.2)
     ones = {"token_ids": np.ones((1, 5), "int32")}

@@ -342,6 +342,7 @@ def test_no_output_depends_on_a_later_position(
         assert not np.array_equal(before[:, position], after[:, position])
 
 
+@pytest.mark.long
 @helpers.tensorflow_only
 @DECAYED
 def test_one_graph_serves_every_batch_and_length(decay: str | None) -> None:

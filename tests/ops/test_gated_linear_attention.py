@@ -197,6 +197,7 @@ def test_no_output_depends_on_a_later_position(form: Callable, position: int) ->
         assert not np.array_equal(before[:, position], after[:, position])
 
 
+@pytest.mark.long
 @helpers.tensorflow_only
 def test_one_graph_serves_every_batch_and_length() -> None:
     inputs = make_inputs(state=True)
@@ -209,6 +210,7 @@ def test_one_graph_serves_every_batch_and_length() -> None:
         helpers.assert_close(run(inputs, cotangents), expected, 1e-12)
 
 
+@pytest.mark.long
 def test_compiled_by_xla() -> None:
     form, inputs = gated_linear_attention, extreme_inputs("rare forgetting")
     assert_matches_oracle(form, inputs, 1e-10, transform=helpers.xla)

@@ -33,6 +33,7 @@ def test_help_lists_the_commands(capsys):
     assert 'elita generate --preset elita_wikitext2 --prompt "The"' in printed
 
 
+@pytest.mark.long
 def test_tensorflow_is_quiet_unless_asked():
     quiet = run("recipes")
     assert quiet.returncode == 0 and quiet.stderr == b"" and b"quickstart" in quiet.stdout
