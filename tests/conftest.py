@@ -65,9 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def spread(items: list[pytest.Item], limit: int) -> list[pytest.Item]:
     """At most so many cases of every parametrized test."""
     cases: dict[tuple, list[pytest.Item]] = {}
+    kept = {item for item in items if item.get_closest_marker("every_case")}
     for item in items:
         cases.setdefault((item.parent, getattr(item, "originalname", item.name)), []).append(item)
-    kept = set()
     for each in cases.values():
         count = min(limit, len(each))
         kept.update(each[i] for i in np.linspace(0, len(each) - 1, count).round().astype(int))

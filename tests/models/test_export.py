@@ -91,6 +91,21 @@ def served_by_a_stranger(model: ElitaCausalLM, folder: Path, *prompts: str) -> l
     return json.loads(printed) if prompts else []
 
 
+def test_prefill_of_a_saved_model_heeds_the_padding(tmp_path: Path) -> None:
+    model, ids = make_model("elita_gated"), np.arange(10).reshape(2, 5) % 7
+    mask = np.array([[True] * 5, [False] * 2 + [True] * 3])
+    export.export_saved_model(model, tmp_path)
+    served = tf.saved_model.load(tmp_path).signatures
+    state = served["initial_state"](batch_size=tf.constant(2))
+    inputs = {"token_ids": tf.constant(ids, tf.int32), "padding_mask": tf.constant(mask)}
+    received = served["prefill"](**inputs, **state)
+    logits, expected = model.prefill(ids, mask)
+    helpers.assert_close(received.pop("logits").numpy(), np.array(logits), 1e-5)
+    assert received.keys() == expected.keys()
+    for leaf, value in expected.items():
+        helpers.assert_close(received[leaf].numpy(), np.array(value), 1e-5)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["hybrid", "learned_positions", "transformer"])
 def test_saved_model_elsewhere(name: str, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from tests.helpers import jitted, randomized
 
 pytestmark = pytest.mark.usefixtures("without_int64")
 VOCABULARY, CONTEXT, LENGTH = 23, 6, 12
-EVERY = pytest.mark.parametrize("name", [*sorted(architectures), "learned_positions"])
+NAMES = [*sorted(architectures), "learned_positions"]
+EVERY = pytest.mark.parametrize("name", NAMES)
+QUICK, SLOW = "elita_gated", [name for name in NAMES if name != "elita_gated"]
 
 
 def make_model(name: str, **kwargs: Any) -> ElitaCausalLM:
@@ -72,8 +74,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.long
-@EVERY
+@pytest.mark.parametrize("name", [QUICK, *(pytest.param(x, marks=pytest.mark.long) for x in SLOW)])
 def test_tokens_are_those_of_the_full_recomputation(name: str) -> None:
     model = make_model(name)
     model.compile(sampler=SAMPLERS["random"](), run_eagerly=not helpers.QUICKEST)

@@ -86,6 +86,7 @@ def gradients(model: ElitaCausalLM, x: dict[str, np.ndarray]) -> dict[str, np.nd
     return {f"gradient/{old_name(v)}": np.asarray(tf.convert_to_tensor(g)) for v, g in named}
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("architecture", architectures)
 @helpers.tensorflow_only
 def test_an_architecture_is_as_it_was(architecture: str) -> None:
