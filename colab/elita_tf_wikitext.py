@@ -137,7 +137,7 @@ for text in model.generate(["The", "In the"], max_length=TEXT_LENGTH):
 # %%
 import subprocess
 
-command = [sys.executable, "-m", "elita_tf.runs.commands", "export", "--run_dir", run_dir]
+command = [sys.executable, "-m", "elita_command", "export", "--run_dir", run_dir]
 on_cpu = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 subprocess.run(command, env={**os.environ, **on_cpu}, check=True)
 
