@@ -273,11 +273,14 @@ def _show(run_dir: Path, summary: dict[str, Any]) -> None:
         f"Validation loss: {loss:.3f} nats per token (perplexity {math.exp(loss):.1f}, "
         f"{summary['validation_bits_per_byte']:.3f} bits per byte).\n"
         f"A guess that only knows how often each token comes would lose {guess:.3f} (perplexity "
-        f"{math.exp(guess):.1f}).\n\n"
-        "What the model writes after the first words, in brackets, of sentences of the validation "
-        "text:\n"
+        f"{math.exp(guess):.1f}).\n"
     )
-    print((run_dir / run_folder.SAMPLE).read_text(encoding="utf-8"))
+    sample = run_dir / run_folder.SAMPLE
+    if sample.is_file():
+        print(
+            "What the model writes after the first words, in brackets, of sentences of the "
+            f"validation text:\n\n{sample.read_text(encoding='utf-8')}"
+        )
     print(
         f"The losses are drawn in {run_dir / 'loss.png'}; all figures are in "
         f"{run_dir / run_folder.SUMMARY}.\n"
