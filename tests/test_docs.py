@@ -10,11 +10,12 @@ import pytest
 import elita_tf
 
 DOCS = Path(__file__).parent.parent / "docs"
+# tests/experimental runs the one that needs JAX and eight devices.
 PAGES = sorted(
-    path for path in DOCS.rglob("*.md") if "```python" in path.read_text(encoding="utf-8")
+    path
+    for path in DOCS.rglob("*.md")
+    if "```python" in path.read_text(encoding="utf-8") and path.name != "sequence_parallel.md"
 )
-# It needs the JAX backend, and eight devices.
-ELSEWHERE = {DOCS / "sequence_parallel.md"}
 
 
 @pytest.mark.parametrize("name", elita_tf.__all__)
@@ -35,8 +36,6 @@ def test_every_public_name_is_on_a_page(name: str) -> None:
 def test_examples_of_a_page_run_in_turn(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if path in ELSEWHERE:
-        pytest.skip("tests/experimental runs what it shows")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     text = path.read_text(encoding="utf-8")
