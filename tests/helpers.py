@@ -3,6 +3,7 @@
 Sizes of the tests are all distinct, so that a swapped axis cannot go unnoticed.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -132,6 +133,15 @@ def xla(function: Callable) -> Callable:
     return tf.function(function, jit_compile=True)
 
 
+def graph(function: Callable) -> Callable:
+    """A TensorFlow graph, one for many shapes if need be; on JAX, a compiled program."""
+    if BACKEND == "jax":
+        return xla(function)
+    import tensorflow as tf
+
+    return tf.function(function, reduce_retracing=True)
+
+
 def jitted(function: Callable) -> Callable:
     """On JAX, which would compile every operation of its own, the function compiled once.
 
@@ -139,6 +149,32 @@ def jitted(function: Callable) -> Callable:
     """
     # Of equal functions, as a model is to itself, JAX would compile the first only.
     return xla(lambda *args, **kwargs: function(*args, **kwargs)) if BACKEND == "jax" else function
+
+
+_GRAPHS: dict[tuple, Callable] = {}
+
+
+def graph_of(function: Callable, arguments: Sequence) -> Callable[[Callable], Callable]:
+    """A transform for `vjp` that makes one graph of the function, which all calls share.
+
+    Many cases of one function are far quicker so than operation by operation. The function must
+    have no weights, and must be the same object in every call.
+    """
+    key = function, repr(keras.tree.map_structure(lambda _: None, arguments))
+
+    def transform(flat_function: Callable) -> Callable:
+        if key not in _GRAPHS:
+            _GRAPHS[key] = graph(flat_function)
+        return _GRAPHS[key]
+
+    return transform
+
+
+@functools.cache
+def outputs_of(form: Callable) -> Callable[..., np.ndarray]:
+    """The outputs of a sequence op, without its state, by one compiled program a shape."""
+    function = graph(form)
+    return lambda *inputs: leaves(function(*map(keras.ops.convert_to_tensor, inputs))[0])[0]
 
 
 def dynamic_vjp(function: Callable, arguments: Sequence, outputs: Any, sizes: set[int]) -> Callable:

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import relative_error, tensorflow_only
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("decode", "layer", "memory", "op", "train")
+SCRIPTS = ("accelerator", "decode", "layer", "memory", "op", "train")
 
 pytestmark = tensorflow_only
 
@@ -37,7 +37,8 @@ def test_script_explains_itself(name, capsys):
         load(name).main(["--help"])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert f"python benchmarks/{name}.py" in printed and "--short" in printed
+    smaller = "--device" if name == "accelerator" else "--short"
+    assert f"python benchmarks/{name}.py" in printed and smaller in printed
 
 
 def test_literal_baseline_equals_its_equations():

@@ -1,5 +1,6 @@
 """Layers under policies and defaults of Keras that mix dtypes."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,13 +38,18 @@ def make_inputs() -> np.ndarray:
     return np.random.default_rng(3).standard_normal((BATCH, TIME, WIDTH)).astype("float32")
 
 
-@pytest.fixture(params=["float16", "bfloat16"])
-def floatx(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Keras' default dtype for the time of a test."""
+FLOATX = ("float16", "bfloat16")
+
+
+@contextlib.contextmanager
+def default_dtype(floatx: str) -> Iterator[None]:
+    """Keras' default dtype is this one for a while."""
     before = keras.config.floatx()
-    keras.config.set_floatx(request.param)
-    yield request.param
-    keras.config.set_floatx(before)
+    keras.config.set_floatx(floatx)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before)
 
 
 def outputs_and_gradients(layer: keras.layers.Layer, transform: Callable) -> list[np.ndarray]:
@@ -58,29 +64,31 @@ def outputs_and_gradients(layer: keras.layers.Layer, transform: Callable) -> lis
 
 @pytest.mark.long
 @LAYERS
-def test_a_16_bit_default_changes_nothing_in_a_graph(factory: Callable, floatx: str) -> None:
-    received = outputs_and_gradients(make_layer(factory, "float32"), helpers.xla)
-    keras.config.set_floatx("float32")
+def test_a_16_bit_default_changes_nothing_in_a_graph(factory: Callable) -> None:
     expected = outputs_and_gradients(make_layer(factory, "float32"), helpers.xla)
-    helpers.assert_close(received, expected, 1e-6)
+    for floatx in FLOATX:
+        with default_dtype(floatx):
+            received = outputs_and_gradients(make_layer(factory, "float32"), helpers.graph)
+        helpers.assert_close(received, expected, 1e-6)
 
 
 @pytest.mark.long
-def test_a_16_bit_default_changes_no_loss_and_no_definition(floatx: str) -> None:
+def test_a_16_bit_default_changes_no_loss_and_no_definition() -> None:
     rng = np.random.default_rng(3)
     hidden, kernel = (rng.standard_normal(s).astype("float32") for s in ((TIME, 5), (7, 5)))
     logits = rng.standard_normal((BATCH, TIME, HEADS)).astype("float32")
     value = rng.standard_normal((BATCH, TIME, HEADS, 5)).astype("float32")
 
     def figures() -> list[Any]:
-        loss = helpers.xla(ops.linear_cross_entropy)(hidden, kernel, np.arange(TIME) % 7)
-        gla = helpers.xla(ops.gated_linear_attention_recurrent)(value, value, value, -(value**2))
-        attention2 = helpers.xla(ops.attention2_recurrent)(logits, logits, logits, value)
+        loss = helpers.graph(ops.linear_cross_entropy)(hidden, kernel, np.arange(TIME) % 7)
+        gla = helpers.graph(ops.gated_linear_attention_recurrent)(value, value, value, -(value**2))
+        attention2 = helpers.graph(ops.attention2_recurrent)(logits, logits, logits, value)
         return helpers.leaves([loss, gla, attention2])
 
-    received = figures()
-    keras.config.set_floatx("float32")
-    helpers.assert_close(received, figures(), 1e-6)
+    expected = figures()
+    for floatx in FLOATX:
+        with default_dtype(floatx):
+            helpers.assert_close(figures(), expected, 1e-6)
 
 
 @LAYERS

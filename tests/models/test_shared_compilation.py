@@ -60,7 +60,7 @@ def assert_same(received: Any, expected: Any, tolerance: float) -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("without_xla")
-@pytest.mark.parametrize("options", [{}, {"rematerialize": True}, {"dropout": 0.3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"rematerialize": True, "dropout": 0.3}], ids=str)
 def test_training_is_that_of_one_graph(options: dict) -> None:
     received, expected = (
         trained(jit_compile, INPUTS, dtype="float64", **options)

@@ -1,7 +1,7 @@
 """gated_linear_attention and its recurrence against the equation, gradients and one another."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import keras
@@ -16,7 +16,14 @@ from elita_tf.ops import (
 from tests import helpers, oracles
 from tests.helpers import BATCH, CHUNK, HEADS, KEY_DIM, TIME, VALUE_DIM
 
-CHUNKED = partial(gated_linear_attention, chunk_size=CHUNK)
+
+@cache
+def chunked(chunk_size: int) -> Callable:
+    """The fast form by chunks of this size."""
+    return partial(gated_linear_attention, chunk_size=chunk_size)
+
+
+CHUNKED = chunked(CHUNK)
 FORMS = pytest.mark.parametrize(
     "form",
     [gated_linear_attention, CHUNKED, gated_linear_attention_recurrent],
@@ -69,11 +76,14 @@ EXTREMES = pytest.mark.parametrize(
 )
 
 
-def assert_matches_oracle(form: Callable, inputs: list, bound: float, **options: Any) -> None:
+def assert_matches_oracle(
+    form: Callable, inputs: list, bound: float, transform: Callable | None = None
+) -> None:
     exact = [x.astype("float64") for x in helpers.leaves(inputs)]
     expected = oracles.gated_linear_attention(*exact)
     cotangents = helpers.random_like(expected)
-    result = helpers.vjp(form, inputs, cotangents, **options)
+    transform = transform or helpers.graph_of(form, inputs)
+    result = helpers.vjp(form, inputs, cotangents, transform)
     helpers.assert_close(result.outputs, list(expected), bound)
     gradients = oracles.gated_linear_attention_gradients(exact, cotangents)
     helpers.assert_close(result.gradients, gradients, bound)
@@ -101,8 +111,8 @@ def test_three_positions_by_hand(form: Callable) -> None:
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 5, 64])
 @pytest.mark.parametrize("time", [1, 3, TIME, 67])
 def test_values_and_gradients_are_exact(time: int, chunk_size: int, state: bool) -> None:
-    form = partial(gated_linear_attention, chunk_size=chunk_size)
-    assert_matches_oracle(form, make_inputs(time, state), 1e-10)
+    inputs = make_inputs(time, state)
+    assert_matches_oracle(chunked(chunk_size), inputs, 1e-10, transform=helpers.jitted)
 
 
 @pytest.mark.parametrize("state", [False, True])
@@ -156,7 +166,8 @@ def test_pieces_chained_through_the_state_are_the_whole(split: tuple[int, ...]) 
             start += length
         return keras.ops.concatenate(pieces, axis=1), state
 
-    assert_matches_oracle(chained, make_inputs(sum(split), state=True), 1e-10)
+    inputs = make_inputs(sum(split), state=True)
+    assert_matches_oracle(chained, inputs, 1e-10, transform=helpers.jitted)
 
 
 @FORMS
@@ -186,13 +197,14 @@ def test_low_precision_inputs(form: Callable, dtype: str, bound: float) -> None:
 @pytest.mark.parametrize("position", [1, 6, 8, 64])
 def test_no_output_depends_on_a_later_position(form: Callable, position: int) -> None:
     inputs = [x.astype("float32") for x in make_inputs(67)]
-    before = helpers.leaves(form(*inputs)[0])[0]
+    outputs = helpers.outputs_of(form)
+    before = outputs(*inputs)
     for log_decay in (-1e-6, -1e4, -np.inf):
         changed = [x.copy() for x in inputs]
         for x in changed[:3]:
             x[:, position] += 100.0
         changed[3][:, position] = log_decay
-        after = helpers.leaves(form(*changed)[0])[0]
+        after = outputs(*changed)
         assert np.array_equal(before[:, :position], after[:, :position])
         assert not np.array_equal(before[:, position], after[:, position])
 
