@@ -5,6 +5,7 @@ ARGS ?=
 PYTHON ?=
 DATA_DIR ?=
 STUDY ?= full
+DEVICE ?= gpu
 
 BENCHMARKS := op layer train decode memory
 LONG_TESTS := tests/ops/test_properties.py tests/layers/test_properties.py tests/data tests/models/test_tokenizer.py \
@@ -21,7 +22,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 
-.PHONY: help train study test test-all test-jax soak bench docs notebooks lint clean
+.PHONY: help train study test test-all test-jax soak bench check-gpu docs notebooks lint clean
 
 help:
 	@echo "make train [RECIPE=quickstart] [ARGS=...]  train a model; RECIPE is a name (elita recipes) or a file"
@@ -31,6 +32,7 @@ help:
 	@echo "make test-jax [ARGS=...]                   run the quick ones of the Keras backend's work on JAX"
 	@echo "make soak  [ARGS=...]                      the long forms of the tests of kills, faults and inputs, then 45 minutes in one process"
 	@echo "make bench [ARGS=...]                      run every benchmark in its short form (benchmarks/README.md)"
+	@echo "make check-gpu [DEVICE=gpu]                check and time the package on an accelerator, on both backends"
 	@echo "make docs                                  build the documentation into docs/html"
 	@echo "make notebooks                             make the notebooks in colab from the scripts beside them"
 	@echo "make lint                                  check style and formatting with ruff"
@@ -58,6 +60,10 @@ soak: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for name in $(BENCHMARKS); do $(VENV_PYTHON) benchmarks/$$name.py --short $(ARGS) || exit 1; done
+
+# On a GPU install the extra `gpu`, or JAX's own, into $(VENV) first: both are large.
+check-gpu: $(INSTALLED_JAX)
+	$(VENV_PYTHON) benchmarks/accelerator.py --device $(DEVICE) $(ARGS)
 
 docs: $(INSTALLED_DOCS)
 	$(VENV_PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs docs/html

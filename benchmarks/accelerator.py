@@ -1,0 +1,314 @@
+"""Is the package right, and how fast is it, on the accelerator of this machine? `make check-gpu`.
+
+    python benchmarks/accelerator.py [--device gpu|cpu] [--backends tensorflow jax] [--output DIR]
+
+Three parts, for each Keras backend that is installed, every one in processes of its own:
+
+1. the numerical tests of the ops and the layers, matrix products in full float32 (no TF32);
+2. `fit` of every named architecture under float32 and mixed_bfloat16: the loss falls;
+3. the time of a step, tokens a second and the peak of the device's memory, through `fit`: the
+   wikitext2 recipes as they are (at most 300K parameters), and decoders of 12 blocks of width 768
+   by length. What does not fit into the memory is reported so, and greater lengths of that model
+   are left out.
+
+A part that fails is a line of its own, and the script ends with 1; no figure is given of a backend
+whose tests or fits failed. `--device cpu` is a test of the script itself, in small sizes.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BACKENDS = ("tensorflow", "jax")
+POLICIES = ("float32", "mixed_bfloat16")
+SPEED_NAMES = ("elita-gated", "gla", "transformer")
+# Fits: sizes at which a step takes milliseconds, on a text that repeats itself.
+FIT_SIZES = {"vocabulary_size": 50, "num_layers": 2, "hidden_dim": 24, "num_heads": 3}
+FIT_STEPS, FIT_LENGTH = 60, 32
+FALLEN = 0.7  # of the first loss, at the most
+# Speed: lengths of the large decoders, and the tokens that a step has at least.
+SIZES = {
+    "gpu": {
+        "small": (),
+        "large": ("num_layers=12", "hidden_dim=768", "num_heads=12", "rematerialize=true"),
+        "lengths": (1_024, 8_192, 32_768, 131_072),
+        "tokens": 32_768,
+        "steps": 12,
+    },
+    "cpu": {
+        "small": ("batch_size=4",),
+        "large": ("num_layers=2", "hidden_dim=48", "num_heads=4", "rematerialize=true"),
+        "lengths": (256, 1_024),
+        "tokens": 1_024,
+        "steps": 4,
+    },
+}
+SKIPPED_STEPS = 2  # the first compiles, the second warms up
+TIME_LIMIT = 480  # seconds for one child
+
+
+def environment(backend: str, device: str) -> dict[str, str]:
+    """Of a child: its backend and device, full float32, and memory taken as it is needed."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+    return {
+        **os.environ,
+        **hidden,
+        "KERAS_BACKEND": backend,
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
+    }
+
+
+def in_backend(backend: str, device: str, *arguments: str) -> list[dict[str, Any]]:
+    """The JSON lines of this script as a child, `--child` with these arguments.
+
+    Raises:
+        RuntimeError: the child failed; the message has the end of what it said.
+    """
+    command = [sys.executable, __file__, "--device", device, "--child", *arguments]
+    child = subprocess.run(
+        command,
+        env=environment(backend, device),
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT,
+        check=False,
+    )
+    if child.returncode:
+        raise RuntimeError(child.stderr.strip()[-2000:] or f"ended with {child.returncode}")
+    return [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
+
+
+# === In a child ===
+def device_memory() -> int:
+    """The peak of the device's memory so far in bytes; on a CPU, that of the process."""
+    import harness
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        statistics = jax.local_devices()[0].memory_stats()
+        return statistics["peak_bytes_in_use"] if statistics else harness.peak_memory()
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return harness.peak_memory()
+
+
+def devices() -> dict[str, Any]:
+    """What the backend of this process computes on."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        device = jax.local_devices()[0]
+        return {"platform": device.platform, "device": device.device_kind}
+    import tensorflow as tf
+
+    found = tf.config.list_physical_devices("GPU")
+    if not found:
+        return {"platform": "cpu", "device": "cpu"}
+    details = tf.config.experimental.get_device_details(found[0])
+    return {"platform": "gpu", "device": details.get("device_name", "unknown")}
+
+
+def fit(architecture: str, policy: str) -> dict[str, Any]:
+    """The first and the last loss of a short training on a text that repeats itself."""
+    import keras
+    import numpy as np
+
+    from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(0)
+    arguments = {**architectures[architecture], **FIT_SIZES, "context_length": FIT_LENGTH}
+    model = ElitaCausalLM(ElitaBackbone(**arguments))
+    model.compile(keras.optimizers.Adam(3e-3))
+    order = np.random.default_rng(0).permutation(FIT_SIZES["vocabulary_size"])
+    text = np.resize(order, (8, FIT_LENGTH + 1))
+    batch = {"token_ids": text[:, :-1]}, text[:, 1:]
+    first = model.evaluate(*batch, len(text), verbose=0)
+    model.fit(*batch, len(text), epochs=FIT_STEPS, verbose=0)
+    last = model.evaluate(*batch, len(text), verbose=0)
+    return {"first_loss": float(first), "last_loss": float(last)}
+
+
+def speed(name: str, policy: str, steps: int, overrides: list[str]) -> dict[str, Any]:
+    """A step's median time and the peak of the memory, through `fit`."""
+    import statistics
+
+    import harness
+    import keras
+    import tensorflow as tf
+    from cases import Case, StepTimes, load_recipe, token_windows
+
+    if keras.backend.backend() == "jax":
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow makes the batches only
+    suffix = "-tuned" if name == "elita-gated" else ""
+    case = Case("speed", name, load_recipe(f"{name}-wikitext2{suffix}", overrides))
+
+    class Synchronised(StepTimes):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            float(logs["loss"])  # waits for the device
+            super().on_train_batch_end(batch, logs)
+
+    windows = token_windows(case.recipe, steps, None)
+    batches = tf.data.Dataset.from_tensor_slices(({"token_ids": windows[:, :-1]}, windows[:, 1:]))
+    batches = batches.batch(case.recipe.batch_size, drop_remainder=True)
+    model, times = case.build(policy), Synchronised()
+    model.fit(batches, callbacks=[times], verbose=0)
+    step = statistics.median(times.seconds[SKIPPED_STEPS:])
+    tokens = case.recipe.batch_size * case.recipe.context_length
+    return {
+        "parameters": model.count_params(),
+        "batch": case.recipe.batch_size,
+        "length": case.recipe.context_length,
+        "step_seconds": step,
+        "steps": steps - SKIPPED_STEPS,
+        "first_step_seconds": times.seconds[0],
+        "tokens_per_second": tokens / step,
+        "peak_memory_bytes": device_memory(),
+        "processor": harness.machine()["device"],
+    }
+
+
+def child(arguments: list[str]) -> None:
+    """One of the three above, its result printed as a line of JSON."""
+    what, *rest = arguments
+    if what == "devices":
+        result = devices()
+    elif what == "fit":
+        result = fit(*rest)
+    else:
+        name, policy, steps, *overrides = rest
+        result = speed(name, policy, int(steps), overrides)
+    print(json.dumps(result), flush=True)
+
+
+# === In the parent ===
+class Check:
+    """What was found, printed and written as it comes."""
+
+    def __init__(self, device: str, output: Path) -> None:
+        self.device, self.failures = device, 0
+        output.mkdir(parents=True, exist_ok=True)
+        self.path = output / f"accelerator-{device}.jsonl"
+        self.path.write_text("", encoding="utf-8")
+
+    def write(self, failed: bool = False, **fields: Any) -> None:
+        """One line, of which a failed one decides how the script ends."""
+        self.failures += failed
+        line = json.dumps({**fields, **({"failed": True} if failed else {})})
+        print(line, flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def tests(self, backend: str) -> None:
+        """The numerical tests; on a CPU, where other targets run them, one case each of the ops."""
+        folders = ["tests/ops", "tests/layers"] if self.device == "gpu" else ["tests/ops"]
+        options = [] if self.device == "gpu" else ["--max-cases=1"]
+        child = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *folders, *options],
+            env=environment(backend, self.device),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        counts = {
+            word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", child.stdout)
+        }
+        named = re.findall(r"^(?:FAILED|ERROR) (\S+)", child.stdout, re.MULTILINE)
+        self.write(child.returncode != 0, part="tests", backend=backend, **counts, which=named)
+
+    def fits(self, backend: str) -> None:
+        """Every architecture under every policy."""
+        from elita_tf.models import architectures
+
+        for architecture in architectures:
+            for policy in POLICIES:
+                fields = {"part": "fit", "backend": backend, "case": architecture, "policy": policy}
+                try:
+                    (losses,) = in_backend(backend, self.device, "fit", architecture, policy)
+                except (RuntimeError, subprocess.TimeoutExpired) as error:
+                    self.write(True, **fields, error=str(error))
+                    continue
+                # A loss that is not a number is no less than any other.
+                fallen = losses["last_loss"] < FALLEN * losses["first_loss"]
+                self.write(not fallen, **fields, **losses)
+
+    def speeds(self, backend: str) -> None:
+        """The recipes as they are, then larger ones by length."""
+        sizes = SIZES[self.device]
+        cases = [("300K", name, sizes["small"]) for name in SPEED_NAMES]
+        for length in sizes["lengths"]:
+            batch = max(1, sizes["tokens"] // length)
+            overrides = (*sizes["large"], f"context_length={length}", f"batch_size={batch}")
+            cases += [("large", name, overrides) for name in SPEED_NAMES]
+        too_long: set[tuple[str, str]] = set()
+        for setting, name, overrides in cases:
+            for policy in POLICIES:
+                if (name, policy) in too_long:
+                    continue
+                fields = {"part": "speed", "backend": backend, "setting": setting, "case": name}
+                fields |= {"policy": policy, "overrides": list(overrides)}
+                steps = str(sizes["steps"])
+                try:
+                    (figures,) = in_backend(
+                        backend, self.device, "speed", name, policy, steps, *overrides
+                    )
+                    self.write(**fields, fits=True, **figures)
+                except (RuntimeError, subprocess.TimeoutExpired) as error:
+                    out_of_memory = re.search("RESOURCE_EXHAUSTED|ResourceExhausted", str(error))
+                    too_long.add((name, policy))
+                    self.write(not out_of_memory, **fields, fits=False, error=str(error)[-300:])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Tests, fits, then figures of the backends that passed; ends with 1 if anything failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=sorted(SIZES), default="gpu")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        child(options.child)
+        return
+    check = Check(options.device, options.output)
+    for backend in options.backends:
+        try:
+            (found,) = in_backend(backend, options.device, "devices")
+        except RuntimeError as error:
+            check.write(True, part="device", backend=backend, error=str(error))
+            continue
+        missing = options.device == "gpu" and found["platform"] not in ("gpu", "cuda", "rocm")
+        check.write(missing, part="device", backend=backend, **found)
+        if missing:
+            continue
+        before = check.failures
+        check.tests(backend)
+        check.fits(backend)
+        if check.failures == before:
+            check.speeds(backend)
+    print(f"{check.failures} failures. Written: {check.path}", flush=True)
+    sys.exit(1 if check.failures else 0)
+
+
+if __name__ == "__main__":
+    main()
