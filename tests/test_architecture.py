@@ -47,6 +47,7 @@ EXCEPTIONS = {
     "models/generation.py": {"numpy"},
     "models/preprocessor.py": {"tensorflow"},
     "models/shared_compilation.py": {"tensorflow"},
+    "models/training_data.py": {"tensorflow"},
     "runs/devices.py": {"jax"},
     "runs/generation.py": {"tensorflow_text"},
     "runs/publish.py": {"h5py"},
