@@ -16,7 +16,8 @@ FLAT = ("elita_tf/models/backbone.py", "__init__")
 
 # What each part of the package may import of the package itself, and of others' packages.
 PARTS = {
-    "__init__": ({"layers", "ops"}, set()),
+    "__init__": ({"deferred", "layers", "ops"}, set()),
+    "deferred": (set(), {"keras"}),
     "ops": ({"ops"}, {"keras"}),
     "layers": ({"layers", "ops"}, {"keras"}),
     "models": (

@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
+
+import keras
 
 import elita_tf
 
@@ -54,3 +57,45 @@ def test_unknown_attributes_are_refused():
 def test_parts_load_on_demand():
     for name in elita_tf.__all__:
         assert getattr(elita_tf, name).__name__ == f"elita_tf.{name}"
+
+
+# A file's classes, by the names that Keras knows after the import of the package alone.
+FILES = """
+import sys, keras, elita_tf
+assert not {"keras_hub", "elita_tf.models", "elita_tf.optimizers"} & set(sys.modules)
+lm = keras.models.load_model(sys.argv[1])
+print(type(lm).__module__, type(lm.optimizer).__module__, type(lm.backbone).__module__)
+model = keras.models.load_model(sys.argv[2])
+print(type(model.optimizer).__module__, type(model.optimizer._learning_rate).__module__)
+"""
+
+
+def test_files_load_after_the_import_of_the_package_alone(tmp_path):
+    from elita_tf.models import ElitaBackbone, ElitaCausalLM
+    from elita_tf.optimizers import MonitoredAdam
+    from elita_tf.schedules import CappedInverseSqrt
+
+    lm = ElitaCausalLM(ElitaBackbone(11, num_layers=1, hidden_dim=8, num_heads=2, mixers="gla"))
+    lm.compile(MonitoredAdam(CappedInverseSqrt()))
+    lm.save(tmp_path / "lm.keras")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(MonitoredAdam(CappedInverseSqrt()), "mse")
+    model.save(tmp_path / "model.keras")
+    command = [sys.executable, "-c", FILES, tmp_path / "lm.keras", tmp_path / "model.keras"]
+    child = subprocess.run(command, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    ours = ["models.causal_lm", "optimizers", "models.backbone", "optimizers", "schedules"]
+    assert child.stdout.split() == [f"elita_tf.{module}" for module in ours]
+
+
+def test_every_registered_class_has_a_stand_in_or_comes_with_the_package():
+    """All modules are imported here, so that their classes have taken their stand-ins' places."""
+    for name in (*elita_tf.__all__, "models.learned_positions"):
+        import_module(f"elita_tf.{name}")
+    registered = keras.saving.get_custom_objects()
+    ours = {name: cls for name, cls in registered.items() if name.startswith("elita_tf>")}
+    deferred = import_module("elita_tf.deferred")
+    assert not [name for name, cls in ours.items() if issubclass(cls, deferred.StandIn)]
+    with_package = ("elita_tf.layers", "elita_tf.ops")
+    later = {cls.__name__ for cls in ours.values() if not cls.__module__.startswith(with_package)}
+    assert later == set(deferred._MODULES)
