@@ -34,8 +34,10 @@ class ElitaCausalLM(
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
     in nats per token, weights included, through `linear_cross_entropy`, which never holds the
     (tokens, vocabulary) logits. Negative labels are left out of the mean, and so are labels at
-    positions that `padding_mask` excludes, unless there are weights. A label that is not below the
-    vocabulary's size is a ValueError in eager steps and makes the loss NaN in compiled ones.
+    positions that `padding_mask` excludes, unless there are weights: one a label, or one a row. A
+    label that is not below the vocabulary's size is a ValueError in eager steps and makes the loss
+    NaN in compiled ones. The loss that is reported is the mean over the tokens of all batches, so
+    that of `evaluate` does not depend on the batch size.
 
     Generation reads the prompt in the parallel form and goes on one step a token. What it keeps
     of the past is the blocks' state, whose size does not depend on the length.
@@ -170,10 +172,17 @@ class ElitaCausalLM(
     ) -> None:
         """As in Keras, with other defaults.
 
+        A step follows the mean over its own tokens. `gradient_accumulation_steps` of an optimizer
+        takes the mean of these means, as it is given no number of tokens, and so do the replicas of
+        `tf.distribute`: a token counts for more in a part of the batch that has fewer. Where rows
+        differ much in length, take larger batches instead, with `rematerialize` if need be.
+
         Args:
             optimizer: "auto" is ELiTA's Adam(min(1e-3, 1e-2 / sqrt(step)), 0.9, 0.99).
             loss: "auto" is `linear_cross_entropy`; any other loss gets the logits, and may have
-                `loss_weights`.
+                `loss_weights`. Losses of Keras divide by the number of labels, unless made with
+                `reduction="mean_with_sample_weight"`, which divides by their weights as "auto"
+                does; what is reported weighs the batches by the same number.
             weighted_metrics: by default none: a metric needs the logits.
             jit_compile: True compiles the whole training step with XLA. "blocks", for TensorFlow
                 and the default loss, compiles a program for each kind of block, which all blocks
