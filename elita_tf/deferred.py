@@ -1,7 +1,7 @@
 """Registered classes whose part of the package need not be imported yet.
 
-Keras finds the classes of a file by the names that they have registered. Those of `layers` register
-with the package. Others would load KerasHub and TensorFlow, so stand-ins of their names import
+Keras and KerasHub find the classes of a file by the names that they have registered. Those of
+`layers` register with the package. Others would load KerasHub and TensorFlow, so stand-ins import
 them when a file asks. The import puts the class in the place of its stand-in.
 """
 
@@ -25,20 +25,32 @@ _MODULES = {
 
 
 class StandIn:
-    """What Keras asks of a registered class."""
+    """Stands for a class, with all its attributes; to `issubclass` it is a subclass of it.
 
-    module: str
+    Args:
+        name: of the class.
+        module: where to import it from.
+    """
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
-        """An object of the class itself."""
-        return getattr(import_module(cls.module), cls.__name__).from_config(config, **kwargs)
+    def __init__(self, name: str, module: str) -> None:
+        self._name, self._module = name, module
 
-    def get_config(self) -> dict[str, Any]:
-        """A stand-in has no objects; Keras registers only what has this method."""
-        raise NotImplementedError
+    def _load(self) -> Any:
+        return getattr(import_module(self._module), self._name)
+
+    @property
+    def __bases__(self) -> tuple[Any]:
+        return (self._load(),)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._load(), name)
+
+    def __eq__(self, other: Any) -> bool:
+        return self is other or other is self._load()
+
+    def __hash__(self) -> int:
+        return hash(self._name)
 
 
 for _name, _module in _MODULES.items():
-    _stand_in = type(_name, (StandIn,), {"module": _module})
-    keras.saving.register_keras_serializable("elita_tf", _name)(_stand_in)
+    keras.saving.register_keras_serializable("elita_tf", _name)(StandIn(_name, _module))

@@ -35,6 +35,12 @@ class OptionalInputs:
         return super().compute_output_spec(present, training=training, mask=mask)
 
     def compute_output_shape(self, input_shape: dict[str, Any]) -> tuple[int | None, ...]:
+        if not isinstance(input_shape, dict) or "token_ids" not in input_shape:
+            raise ValueError(
+                f"{self.name} takes a dict of inputs: expected the shapes of `token_ids` and, if "
+                "there are, of `padding_mask` and `segment_ids` by these names; received "
+                f"{input_shape!r}."
+            )
         shapes = dict.fromkeys(_OPTIONAL, input_shape["token_ids"])
         return super().compute_output_shape({**shapes, **input_shape})
 
