@@ -76,6 +76,7 @@ for cls in (keras_hub.models.Backbone, keras_hub.models.CausalLM):
 """
 
 
+@pytest.mark.long
 def test_files_load_after_the_import_of_the_package_alone(tmp_path):
     from elita_tf.models import ElitaBackbone, ElitaCausalLM
     from elita_tf.optimizers import MonitoredAdam

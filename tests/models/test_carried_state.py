@@ -95,7 +95,7 @@ def test_it_is_saved(tmp_path: Path) -> None:
 
 
 def test_it_can_be_reset() -> None:
-    model, ids = make_model("elita_query"), stream()
+    model, ids = make_model("transformer"), stream()
     model.compile(keras.optimizers.SGD(0.0), run_eagerly=not helpers.QUICKEST)
     x, y = {"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]
     first, second = (float(model.train_on_batch(x, y)) for _ in range(2))
