@@ -1,14 +1,14 @@
 """Linear-time sequence layers for Keras 3, and the decoder language model made of them.
 
-Importing the package loads Keras only and registers its layers for `keras.models.load_model`.
+Importing the package loads Keras only and registers its classes for `keras.models.load_model`.
 The modules that need more (`models`, `data`, `callbacks`, `runs` and the like) load at their first
-use.
+use, or when a file needs them.
 """
 
 from importlib import import_module
 from types import ModuleType
 
-from elita_tf import layers, ops
+from elita_tf import deferred, layers, ops
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,10 @@ __all__ = [
     "runs",
     "schedules",
 ]
+
+
+# It has registered what it has to.
+del deferred
 
 
 def __getattr__(name: str) -> ModuleType:

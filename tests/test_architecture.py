@@ -16,7 +16,8 @@ FLAT = ("elita_tf/models/backbone.py", "__init__")
 
 # What each part of the package may import of the package itself, and of others' packages.
 PARTS = {
-    "__init__": ({"layers", "ops"}, set()),
+    "__init__": ({"deferred", "layers", "ops"}, set()),
+    "deferred": (set(), {"keras"}),
     "ops": ({"ops"}, {"keras"}),
     "layers": ({"layers", "ops"}, {"keras"}),
     "models": (
@@ -47,6 +48,7 @@ EXCEPTIONS = {
     "models/generation.py": {"numpy"},
     "models/preprocessor.py": {"tensorflow"},
     "models/shared_compilation.py": {"tensorflow"},
+    "models/training_data.py": {"tensorflow"},
     "runs/devices.py": {"jax"},
     "runs/generation.py": {"tensorflow_text"},
     "runs/publish.py": {"h5py"},

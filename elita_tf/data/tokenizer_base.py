@@ -92,10 +92,8 @@ class Tokenizer:
         self._check_vocabulary()
         if not tf.executing_eagerly():
             return self._tokenize_in_graph(inputs)
-        if not isinstance(inputs, str | bytes) and hasattr(inputs, "__array__"):
-            inputs = np.asarray(inputs, dtype=object).tolist()
-        is_batch = isinstance(inputs, list | tuple)
-        rows = self.encode_texts([_checked(text) for text in (inputs if is_batch else [inputs])])
+        texts, is_batch = texts_of(inputs)
+        rows = self.encode_texts(texts)
         if self.sequence_length:
             padding = [self.pad_token_id] * self.sequence_length
             padded = [(row + padding)[: self.sequence_length] for row in rows]
@@ -157,6 +155,18 @@ class Tokenizer:
                 f"`dtype` of {type(self).__name__}: expected an integer type, received 'string'. "
                 "For the pieces of a text as strings, call `id_to_token` on its ids."
             )
+
+
+def texts_of(inputs: Any) -> tuple[list[str], bool]:
+    """The texts of what `tokenize` takes, and whether it was more than a single one.
+
+    Raises:
+        ValueError: for anything but texts, such as None or NaN among them.
+    """
+    if not isinstance(inputs, str | bytes) and hasattr(inputs, "__array__"):
+        inputs = np.asarray(inputs, dtype=object).tolist()
+    is_batch = isinstance(inputs, list | tuple)
+    return [_checked(text) for text in (inputs if is_batch else [inputs])], is_batch
 
 
 def _checked(text: Any) -> str:

@@ -305,6 +305,11 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         return layouts
 
     @property
+    def transformer_layers(self) -> list[Block]:
+        """The blocks, by the name that they have in KerasHub's backbones."""
+        return self.blocks
+
+    @property
     def output_kernel(self) -> Any:
         """The kernel of the output projection, (vocabulary_size, hidden_dim)."""
         embedding, tied = self.token_embedding, self.tie_embeddings

@@ -1,7 +1,6 @@
-"""The language model: a backbone with its loss, its training and its scores."""
+"""The language model: a backbone with its loss and its training."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,15 +12,12 @@ from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.blocks import draws_random_numbers, run_rematerialized
 from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
-from elita_tf.models.inputs import (
-    OptionalInputs,
-    mixer_tensors,
-    require_ids,
-    require_inputs,
-    weigh_labels,
-)
+from elita_tf.models.inputs import OptionalInputs, require_ids, require_inputs
+from elita_tf.models.losses import TokenMean, token_weights, weigh_labels, weight_of_batch
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
-from elita_tf.ops import linear_cross_entropy, token_cross_entropy
+from elita_tf.models.scoring import Scoring
+from elita_tf.models.training_data import CheckedData
+from elita_tf.ops import linear_cross_entropy
 from elita_tf.packaged_presets import PackagedPresets
 from elita_tf.schedules import CappedInverseSqrt
 
@@ -30,14 +26,18 @@ _BLOCKS_IN_ONE_PROGRAM = 4
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.models.CausalLM):
+class ElitaCausalLM(
+    PackagedPresets, OptionalInputs, CheckedData, Scoring, Generation, keras_hub.models.CausalLM
+):
     """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
     in nats per token, weights included, through `linear_cross_entropy`, which never holds the
     (tokens, vocabulary) logits. Negative labels are left out of the mean, and so are labels at
-    positions that `padding_mask` excludes, unless there are weights. A label that is not below the
-    vocabulary's size is a ValueError in eager steps and makes the loss NaN in compiled ones.
+    positions that `padding_mask` excludes, unless there are weights: one a label, or one a row. A
+    label that is not below the vocabulary's size is a ValueError in eager steps and makes the loss
+    NaN in compiled ones. The loss that is reported is the mean over the tokens of all batches, so
+    that of `evaluate` does not depend on the batch size.
 
     Generation reads the prompt in the parallel form and goes on one step a token. What it keeps
     of the past is the blocks' state, whose size does not depend on the length.
@@ -49,7 +49,8 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         carried_batch_size: train each batch from the state that the one before left (truncated
             backpropagation through time: no gradient goes into earlier batches). Every batch has
             this size, and its rows go on where those of the last one ended, as in
-            `elita_tf.data.stream_windows`. None starts every batch anew.
+            `elita_tf.data.stream_windows`, until `reset_carried_state()`. None starts every batch
+            anew.
         rematerialize: keep the residual stream alone for the backward pass, which computes every
             mixer and feed-forward again: for models that are deep or texts that are long.
         **kwargs: of `keras_hub.models.CausalLM`: name, trainable, compile.
@@ -140,6 +141,19 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         """The number of token ids: that of the backbone."""
         return self.backbone.vocabulary_size
 
+    def reset_carried_state(self) -> None:
+        """Let the next training batch begin new texts, as the first one did.
+
+        Raises:
+            ValueError: the model has no `carried_batch_size`.
+        """
+        if self.carried_state is None:
+            raise ValueError(
+                "Every batch begins anew already: `carried_batch_size` of this model is None, so "
+                "no state is carried that could be reset."
+            )
+        self.carried_state.reset(self.backbone)
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -158,10 +172,17 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
     ) -> None:
         """As in Keras, with other defaults.
 
+        A step follows the mean over its own tokens. `gradient_accumulation_steps` of an optimizer
+        takes the mean of these means, as it is given no number of tokens, and so do the replicas of
+        `tf.distribute`: a token counts for more in a part of the batch that has fewer. Where rows
+        differ much in length, take larger batches instead, with `rematerialize` if need be.
+
         Args:
             optimizer: "auto" is ELiTA's Adam(min(1e-3, 1e-2 / sqrt(step)), 0.9, 0.99).
             loss: "auto" is `linear_cross_entropy`; any other loss gets the logits, and may have
-                `loss_weights`.
+                `loss_weights`. Losses of Keras divide by the number of labels, unless made with
+                `reduction="mean_with_sample_weight"`, which divides by their weights as "auto"
+                does; what is reported weighs the batches by the same number.
             weighted_metrics: by default none: a metric needs the logits.
             jit_compile: True compiles the whole training step with XLA. "blocks", for TensorFlow
                 and the default loss, compiles a program for each kind of block, which all blocks
@@ -207,6 +228,8 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
             jit_compile=jit_compile,
             **kwargs,
         )
+        # Past Keras, which would track it a second time.
+        object.__setattr__(self, "_loss_tracker", TokenMean())
 
     @property
     def chooses_jit_compile(self) -> bool:
@@ -259,7 +282,7 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         training: bool = True,
     ) -> Any:
         if self.loss is not None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
+            return self._loss_of_keras(x, y, y_pred, sample_weight, training)
         require_inputs(self.name, x, labels=y)
         require_ids(self.name, self.vocabulary_size, labels=y)
         labels, weights = weigh_labels(self.name, y, sample_weight, x.get("padding_mask"))
@@ -272,8 +295,24 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         loss = cross_entropy(hidden_states, kernel, labels, weights)
         # A compiled step has no other way to say that a label is outside of the vocabulary.
         loss = ops.where(too_large, float("nan"), loss)
+        self._report_weight(ops.sum(ops.cast(weights, "float32")))
         # Every replica has the mean over its part of the batch, and Keras adds these up.
         return sum(self.losses, loss) / self._num_replicas
+
+    def _loss_of_keras(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool
+    ) -> Any:
+        """A `loss` that was passed to `compile`, of the logits."""
+        if len(getattr(y, "shape", ())) > 1:
+            mask = x.get("padding_mask")
+            sample_weight = token_weights(self.name, y, sample_weight, mask)
+            reduction = getattr(self.loss, "reduction", None)
+            self._report_weight(weight_of_batch(y, sample_weight, reduction))
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def _report_weight(self, weight: Any) -> None:
+        if self._loss_tracker is not None:  # It is None without `compile`.
+            self._loss_tracker.weigh_batch(weight)
 
     def _hidden_states(self, x: dict[str, Any], training: bool) -> Any:
         """What the backbone gives, computed in the way that the model was made and compiled for."""
@@ -282,82 +321,12 @@ class ElitaCausalLM(PackagedPresets, OptionalInputs, Generation, keras_hub.model
         if training and self.rematerialize:
             return self.backbone.call_with_runner(x, run_rematerialized, training)
         if training and self.carried_state is not None:
+            self.carried_state.require_rows(x["token_ids"].shape[0])
             state = self.carried_state.read()
             hidden_states, state = self.backbone.call_with_state(x, state, training=True)
             self.carried_state.write(state)
             return hidden_states
         return self.backbone(x, training=training)
-
-    def token_losses(
-        self, token_ids: Any, labels: Any, padding_mask: Any = None, segment_ids: Any = None
-    ) -> Any:
-        """The loss of every label, (batch, time) in nats, without holding all logits.
-
-        That of a negative label is 0.
-        """
-        optional = {"padding_mask": padding_mask, "segment_ids": segment_ids}
-        inputs = {"token_ids": token_ids, **optional}
-        require_inputs(self.name, inputs, labels=labels)
-        return self._losses_of(self.backbone(inputs, training=False), labels)
-
-    def token_losses_with_state(
-        self, token_ids: Any, labels: Any, state: dict[str, Any], segment_ids: Any = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """`token_losses` of a text that goes on from `state`, and the state after it."""
-        inputs = {"token_ids": token_ids, "segment_ids": segment_ids}
-        require_inputs(self.name, inputs, labels=labels)
-        hidden_states, state = self.backbone.call_with_state(inputs, state)
-        return self._losses_of(hidden_states, labels), state
-
-    def _losses_of(self, hidden_states: Any, labels: Any) -> Any:
-        require_ids(self.name, self.vocabulary_size, labels=labels)
-        labels = ops.convert_to_tensor(labels)
-        kernel = self.backbone.output_kernel
-        losses = token_cross_entropy(hidden_states, kernel, ops.maximum(labels, 0))
-        return ops.where(labels < 0, ops.zeros_like(losses), losses)
-
-    def score(
-        self,
-        token_ids: Any,
-        padding_mask: Any = None,
-        scoring_mode: str = "logits",
-        layer_intercept_fn: Callable[[Any, int], Any] | None = None,
-        target_ids: Any = None,
-    ) -> Any:
-        """The logits, or the losses, of given ids, as KerasHub's models score them.
-
-        Args:
-            token_ids: (batch, time).
-            padding_mask: optional boolean (batch, time).
-            scoring_mode: "logits" or "loss".
-            layer_intercept_fn: optional `(x, index) -> x`, applied to the embeddings (index -1) and
-                to the output of every block.
-            target_ids: (batch, time), for "loss".
-
-        Returns:
-            (batch, time, vocabulary_size), or (batch, time) in nats.
-
-        Raises:
-            ValueError: another mode, or "loss" without targets.
-        """
-        if scoring_mode not in ("logits", "loss"):
-            raise ValueError(
-                f"`scoring_mode`: expected 'logits' or 'loss', received {scoring_mode!r}."
-            )
-        if scoring_mode == "loss" and target_ids is None:
-            raise ValueError("`scoring_mode='loss'` compares with `target_ids`; received None.")
-        inputs = {"token_ids": token_ids, "padding_mask": padding_mask}
-        targets = {} if target_ids is None else {"target_ids": target_ids}
-        require_inputs(self.name, inputs, **targets)
-        require_ids(self.name, self.vocabulary_size, token_ids=token_ids)
-        intercept, tensors = layer_intercept_fn or (lambda x, _: x), mixer_tensors(inputs)
-        x = intercept(self.backbone.embed(token_ids, **tensors), -1)
-        for i, block in enumerate(self.backbone.blocks):
-            x = intercept(block(x, training=False, **tensors), i)
-        hidden_states = self.backbone.final_norm(x)
-        if scoring_mode == "loss":
-            return self._losses_of(hidden_states, target_ids)
-        return self.backbone.token_embedding(hidden_states, reverse=True)
 
 
 def _share_compilation(can_share: bool, rematerialize: bool) -> Any:

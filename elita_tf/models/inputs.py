@@ -35,6 +35,12 @@ class OptionalInputs:
         return super().compute_output_spec(present, training=training, mask=mask)
 
     def compute_output_shape(self, input_shape: dict[str, Any]) -> tuple[int | None, ...]:
+        if not isinstance(input_shape, dict) or "token_ids" not in input_shape:
+            raise ValueError(
+                f"{self.name} takes a dict of inputs: expected the shapes of `token_ids` and, if "
+                "there are, of `padding_mask` and `segment_ids` by these names; received "
+                f"{input_shape!r}."
+            )
         shapes = dict.fromkeys(_OPTIONAL, input_shape["token_ids"])
         return super().compute_output_shape({**shapes, **input_shape})
 
@@ -110,28 +116,3 @@ def require_ids(model: str, vocabulary_size: int, **ids: Any) -> None:
                 f"{vocabulary_size}, received {values[wrong][0]}. Tokenize with the model's own "
                 "tokenizer."
             )
-
-
-def weigh_labels(
-    model: str, labels: Any, weights: Any = None, padding_mask: Any = None
-) -> tuple[Any, Any]:
-    """Labels that are not negative, and the weights that leave the negative ones out.
-
-    Args:
-        model: for the messages.
-        labels: integers (batch, time).
-        weights: optional, (batch, time), (batch, 1) or (batch,), which is one for a row. By
-            default labels at padded positions have weight 0, and all others 1.
-        padding_mask: optional boolean (batch, time).
-    """
-    labels = ops.convert_to_tensor(labels)
-    weights = padding_mask if weights is None else weights
-    real = labels >= 0
-    if weights is None:
-        return ops.maximum(labels, 0), real
-    weights = ops.convert_to_tensor(weights)
-    if len(weights.shape) == 1:
-        weights = weights[:, None]
-    axes = "batch 1" if weights.shape[-1] == 1 else "batch time"
-    require_shapes(model, labels=(labels, "batch time"), sample_weight=(weights, axes))
-    return ops.maximum(labels, 0), ops.where(real, weights, ops.zeros_like(weights))

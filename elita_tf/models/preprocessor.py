@@ -29,14 +29,17 @@ class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPrepro
 
     Call arguments:
         x: a string, or a batch of strings.
+        y: None, as the labels are the texts' own next tokens.
+        sample_weight: optional, the weight of every text, (batch,): that of its tokens.
+        sequence_length: in place of that of the preprocessor.
 
     Returns:
         `(x, y, sample_weight)` for `fit`: x a dict of `token_ids` and `padding_mask`, y the next
         tokens.
 
     Raises:
-        ValueError: for anything but strings (in the call), and for a tokenizer with a
-            `sequence_length` of its own.
+        ValueError: for anything but strings, for labels and for weights that are not one a text
+            (in the call), and for a tokenizer with a `sequence_length` of its own.
     """
 
     backbone_cls = ElitaBackbone
@@ -49,6 +52,13 @@ class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPrepro
                 f"`sequence_length`; received one with {self.tokenizer.sequence_length}."
             )
         super().build(input_shape)
+
+    def call(
+        self, x: Any, y: Any = None, sample_weight: Any = None, sequence_length: int | None = None
+    ) -> Any:
+        require_no_labels(y)
+        x, y, mask = super().call(x, sequence_length=sequence_length)
+        return x, y, mask if sample_weight is None else _weighed(mask, sample_weight)
 
     def generate_preprocess(self, x: Any, sequence_length: int | None = None) -> dict[str, Any]:
         """Prompts as `token_ids` and `padding_mask`, padded at the end to `sequence_length`.
@@ -111,3 +121,25 @@ class ElitaCausalLMPreprocessor(PackagedPresets, keras_hub.models.CausalLMPrepro
         kept = tf.ragged.boolean_mask(tf.cast(token_ids, tf.int32), tf.cast(mask, bool) & ~dropped)
         texts = self.tokenizer.detokenize(kept)
         return texts if is_batch else texts[0]
+
+
+def require_no_labels(y: Any) -> None:
+    """Raise a ValueError for labels of texts."""
+    if y is not None:
+        raise ValueError(
+            "The labels of a text are its own next tokens, so a text model takes no labels; "
+            f"received y of type {type(y).__name__}. Leave it out."
+        )
+
+
+def _weighed(mask: Any, sample_weight: Any) -> Any:
+    """The weights of tokens, (batch, time): 0 at padding, elsewhere the weight of the text."""
+    mask, weights = (tf.cast(each, "float32") for each in (mask, sample_weight))
+    if len(weights.shape) != len(mask.shape) - 1:
+        raise ValueError(
+            "`sample_weight` weighs texts: expected a number for each of them, (batch,), received "
+            f"shape {tuple(weights.shape)}. Token ids can have weights of their own: pass "
+            "`preprocessor=None` and tokenize before."
+        )
+    weights = mask * weights[..., None]
+    return keras.ops.convert_to_tensor(weights) if tf.executing_eagerly() else weights

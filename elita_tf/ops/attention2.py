@@ -41,6 +41,7 @@ from elita_tf.ops.arguments import (
 from elita_tf.ops.chunking import state_dtype
 from elita_tf.ops.running import decayed_maximum, running_maximum, running_sums
 from elita_tf.ops.segments import segment_starts
+from elita_tf.ops.symbolic import symbolic
 
 
 class Attention2State(NamedTuple):
@@ -68,6 +69,7 @@ def attention2_empty_state(
     )
 
 
+@symbolic
 def attention2_step(
     key_logits: Any,
     query_logits: Any,
@@ -103,6 +105,7 @@ def attention2_step(
     return ops.cast(_mix(value, query_logits, self_logits, state), outputs_dtype), state
 
 
+@symbolic
 def attention2_recurrent(
     key_logits: Any,
     query_logits: Any,
@@ -140,6 +143,7 @@ def attention2_recurrent(
     return ops.moveaxis(outputs, 0, 1), Attention2State(*final)
 
 
+@symbolic
 def attention2(
     key_logits: Any,
     query_logits: Any,

@@ -15,8 +15,10 @@ from elita_tf.ops.slicing import (
     map_slices,
     slice_size,
 )
+from elita_tf.ops.symbolic import symbolic
 
 
+@symbolic
 def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: Any = None) -> Any:
     """Mean cross-entropy of softmax(hidden kernel^T), without the (tokens, vocabulary) logits.
 
@@ -56,6 +58,7 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: A
     return ops.where(empty, ops.zeros_like(loss), loss / ops.where(empty, 1.0, total))
 
 
+@symbolic
 def token_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
     """The loss of every token, (...), in nats, for scoring; arguments as above."""
     _require("token_cross_entropy", hidden, kernel, labels)

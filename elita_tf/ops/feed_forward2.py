@@ -11,8 +11,10 @@ from elita_tf.ops.slicing import (
     map_slices,
     slice_size,
 )
+from elita_tf.ops.symbolic import symbolic
 
 
+@symbolic
 def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
     """y_d = sum_{i,r} first_i second_r kernel_{i,r,d}, without bias.
 

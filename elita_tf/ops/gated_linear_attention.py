@@ -31,12 +31,14 @@ from elita_tf.ops.arguments import (
 from elita_tf.ops.chunking import fit_chunk_size, merge_chunks, split_chunks, state_dtype
 from elita_tf.ops.running import running_sums
 from elita_tf.ops.segments import segment_starts
+from elita_tf.ops.symbolic import symbolic
 
 # Blocks of up to so many rows are multiplied and summed: thousands of matrix products of so few
 # rows cost more to start than to compute.
 _FEW_ROWS = 4
 
 
+@symbolic
 def gated_linear_attention_step(
     query: Any,
     key: Any,
@@ -65,6 +67,7 @@ def gated_linear_attention_step(
     return ops.cast(outputs, outputs_dtype), state
 
 
+@symbolic
 def gated_linear_attention_recurrent(
     query: Any,
     key: Any,
@@ -98,6 +101,7 @@ def gated_linear_attention_recurrent(
     return ops.moveaxis(outputs, 0, 1), final_state
 
 
+@symbolic
 def gated_linear_attention(
     query: Any,
     key: Any,

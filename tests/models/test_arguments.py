@@ -163,7 +163,7 @@ def test_labels_that_do_not_fit(model: ElitaCausalLM) -> None:
 
 
 def test_a_batch_of_another_size_than_the_carried_state() -> None:
-    with pytest.raises(ValueError, match=r"state .*\(3, .*: expected inputs \(batch"):
+    with pytest.raises(ValueError, match=r"batch of 2 rows.*`carried_batch_size`=3"):
         fit(INPUTS, IDS, carried_batch_size=BATCH + 1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from elita_tf import layers
-from elita_tf.models import ElitaBackbone, architectures
+from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 from tests.helpers import jitted, randomized
 
 VOCABULARY, TIME = 23, 9
@@ -198,10 +198,24 @@ def test_symbolic_inputs_may_lack_the_optional_ones() -> None:
     spec = backbone.compute_output_spec({"token_ids": keras.Input((5,), 2, dtype="int32")})
     assert spec.shape == (2, 5, 12)
     assert backbone.compute_output_shape({"token_ids": (2, 5)}) == (2, 5, 12)
+    symbol = backbone.symbolic_call({"token_ids": keras.KerasTensor((2, 5), "int32")})
+    assert symbol.shape == (2, 5, 12)
+    model = ElitaCausalLM(backbone)
+    assert model.compute_output_shape({"token_ids": (None, None)}) == (None, None, VOCABULARY)
+    for each in (backbone, model):
+        with pytest.raises(ValueError, match=r"the shapes of `token_ids`.*received \(2, 5\)"):
+            each.compute_output_shape((2, 5))
     # A part of the backbone, as Keras makes it of any functional model.
     part = keras.Model(backbone.input, backbone.get_layer("block_0_gla").output)
     inputs = {"token_ids": token_ids(), "padding_mask": None, "segment_ids": None}
     assert part(inputs).shape == (2, TIME, 12)
+
+
+def test_its_blocks_have_the_name_of_keras_hub() -> None:
+    backbone = ElitaBackbone(**ARGUMENTS)
+    structure = ElitaCausalLM(backbone).get_quantization_layer_structure("gptq")
+    assert structure["sequential_blocks"] is backbone.blocks
+    assert structure["pre_block_layers"] == [backbone.token_embedding]
 
 
 CUT = {

@@ -94,6 +94,55 @@ def test_it_is_saved(tmp_path: Path) -> None:
         helpers.assert_close(loaded.carried_state.read()[leaf], value, 0.0)
 
 
+def test_it_can_be_reset() -> None:
+    model, ids = make_model("transformer"), stream()
+    model.compile(keras.optimizers.SGD(0.0), run_eagerly=not helpers.QUICKEST)
+    x, y = {"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]
+    first, second = (float(model.train_on_batch(x, y)) for _ in range(2))
+    model.reset_metrics()
+    model.reset_carried_state()
+    for leaf, value in model.backbone.get_initial_state(BATCH).items():
+        helpers.assert_close(model.carried_state.read()[leaf], value, 0.0)
+    assert abs(first - second) > 1e-4
+    assert float(model.train_on_batch(x, y)) == pytest.approx(first, abs=1e-6)
+    with pytest.raises(ValueError, match="`carried_batch_size` of this model is None"):
+        make_model("gla", carried=None).reset_carried_state()
+
+
+def test_batches_of_other_rows_are_refused() -> None:
+    model, ids = make_model("gla"), stream()
+    model.compile(run_eagerly=not helpers.QUICKEST)
+    x, y = {"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]
+    before = model.carried_state.read()
+    message = rf"`carried_batch_size`={BATCH} rows.*drop_remainder=True"
+    twice = {"token_ids": np.tile(x["token_ids"], (2, 1))[1:]}  # Batches of 3 and 2 rows.
+    short = {"token_ids": ids[1:, :TIME]}
+    for call in (
+        lambda: model.train_on_batch(short, y[1:]),
+        lambda: model.fit(short, y[1:], verbose=0),
+        lambda: model.fit(twice, np.tile(y, (2, 1))[1:], batch_size=BATCH, verbose=0),
+        lambda: model.fit(twice, np.tile(y, (2, 1))[1:], batch_size=2, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    for leaf, value in model.carried_state.read().items():
+        helpers.assert_close(value, before[leaf], 0.0)
+
+
+@helpers.tensorflow_only
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_short_last_batch_of_a_dataset(jit_compile: bool) -> None:
+    import tensorflow as tf
+
+    model, ids = make_model("gla"), stream()
+    model.compile(jit_compile=jit_compile, run_eagerly=not jit_compile)
+    data = tf.data.Dataset.from_tensor_slices(({"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]))
+    data = data.repeat(2).take(5)  # Batches of 3 and 2 rows.
+    with pytest.raises(ValueError, match=rf"`carried_batch_size`={BATCH} rows"):
+        model.fit(data.batch(BATCH), verbose=0)
+    assert np.isfinite(model.fit(data.take(BATCH).batch(BATCH), verbose=0).history["loss"])
+
+
 def test_a_batch_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size"):
         make_model("gla", carried=0)

@@ -140,17 +140,65 @@ def test_what_is_not_a_text_is_neither_trained_on_nor_continued(
     model = make_model(tokenizers, kind)
     model.compile(jit_compile=False, sampler="greedy")
     before = model.get_weights()
-    for texts in ([["3"], ["4"]], np.array([[5, 6]])):
-        with pytest.raises(ValueError, match="Expected a string|Expected strings"):
-            model.fit(texts, batch_size=2, verbose=0)
-    for texts in (["3 and", None], ["3 and", float("nan")], [["3"], ["4"]], np.array([[5, 6]])):
-        with pytest.raises(ValueError, match="Expected a string"):
-            model.generate(texts)
-        with pytest.raises(ValueError, match="Expected a string"):
-            model.preprocessor(texts)
+    for texts in (
+        *(["3 and", None], ["3 and", float("nan")], [3, 4], [["3"], ["4"]], np.array([[5, 6]])),
+        np.array(["3 and", None], object),
+    ):
+        for call in (
+            *(model.fit, model.evaluate, model.predict, model.generate, model.preprocessor),
+            *(model.train_on_batch, model.test_on_batch, model.predict_on_batch),
+            lambda texts: model.fit(TEXTS, validation_data=(texts,)),
+        ):
+            with pytest.raises(ValueError, match="Expected a string"):
+                call(texts)
     for weight, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, expected)
     assert model.generate([b"3 and"], max_length=8) == model.generate(["3 and"], max_length=8)
+
+
+@pytest.mark.long
+@helpers.tensorflow_only
+def test_texts_in_every_form_are_the_same(tokenizers: dict) -> None:
+    import tensorflow as tf
+
+    model = make_model(tokenizers)
+    model.compile(run_eagerly=True)
+    expected = model.evaluate(TEXTS, verbose=0)
+    encoded = [text.encode() for text in TEXTS]
+    for texts in (encoded, np.array(TEXTS), np.array(encoded, object), tf.constant(TEXTS)):
+        assert model.evaluate(texts, verbose=0) == pytest.approx(expected, abs=1e-6)
+    dataset = tf.data.Dataset.from_tensor_slices(TEXTS)
+    assert model.evaluate(dataset.batch(3), verbose=0) == pytest.approx(expected, abs=1e-6)
+    for call in (model.fit, model.evaluate, model.predict):
+        with pytest.raises(ValueError, match=r"a single text.*dataset\.batch"):
+            call(dataset)
+        with pytest.raises(ValueError, match="batch dimension"):
+            call(TEXTS[0])
+    with pytest.raises(ValueError, match="a single text"):
+        model.train_on_batch(TEXTS[0])
+
+
+@pytest.mark.long
+def test_the_weight_of_a_text_is_that_of_its_tokens(tokenizers: dict) -> None:
+    model = randomized(make_model(tokenizers), scale=0.4)
+    model.compile(jit_compile=helpers.QUICKEST, run_eagerly=not helpers.QUICKEST)
+    weights = np.array([1.0, 0.0, 2.0, 0.0], "float32")
+    x, y, mask = model.preprocessor(TEXTS)
+    losses = np.array(jitted(model.token_losses)(x["token_ids"], y, x["padding_mask"]))
+    by_token = np.array(mask) * weights[:, None]
+    expected = np.sum(losses * by_token) / np.sum(by_token)
+    assert abs(expected - model.evaluate(TEXTS, verbose=0)) > 1e-3
+    loss = model.evaluate(TEXTS, batch_size=3, sample_weight=weights, verbose=0)
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert float(model.test_on_batch(TEXTS, None, weights)) == pytest.approx(expected, abs=1e-5)
+    single = model.preprocessor(TEXTS[2], sample_weight=2.0)[2]
+    np.testing.assert_array_equal(np.array(single), by_token[2])
+    with pytest.raises(ValueError, match=r"`sample_weight` weighs texts.*\(4, 24\)"):
+        model.preprocessor(TEXTS, sample_weight=by_token)
+    with pytest.raises(ValueError, match="a text model takes no labels"):
+        model.preprocessor(TEXTS, y)
+    with pytest.raises(ValueError, match="a text model takes no labels"):
+        model.fit(TEXTS, TEXTS, verbose=0)
 
 
 def test_a_tokenizer_that_pads_is_refused(tokenizers: dict) -> None:
