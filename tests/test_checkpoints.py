@@ -264,6 +264,15 @@ def empty(path):
     path.write_bytes(b"")
 
 
+def test_one_of_another_version_is_refused_in_words(tmp_path):
+    np.savez(tmp_path / "old.npz", kernel=np.ones(3), notes=np.zeros(2))
+    sha256 = checkpoint_files.file_sha256(tmp_path / "old.npz")
+    (tmp_path / "old.npz").rename(tmp_path / f"step-00000003-{sha256}.npz")
+    with pytest.raises(ValueError, match="another version of elita_tf.* begin anew"):
+        newest_checkpoint(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # it is not damaged
+
+
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty])
 def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, caplog, damage):
     first, second = save(tmp_path, 1, 2)

@@ -74,12 +74,20 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
     Raises:
         OSError: there are checkpoints, and every one is damaged.
+        ValueError: the newest one was written by another version of this package.
     """
     for path in reversed(_listed(folder)):
         step, sha256 = _NAME.fullmatch(path.name).groups()
         if file_sha256(path) == sha256:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
+            if METADATA not in arrays:
+                raise ValueError(
+                    f"{path} has the format of another version of elita_tf: expected an array "
+                    f"{METADATA!r} in it, found {', '.join(sorted(arrays)[:3])}, ... Go on with "
+                    "the version that wrote it, or begin anew: in another folder, or with "
+                    "--restart."
+                )
             metadata = json.loads(arrays.pop(METADATA).tobytes())
             return Checkpoint(path, int(step), arrays, metadata)
         path.rename(path.with_name(f"{path.name}.damaged"))

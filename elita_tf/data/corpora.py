@@ -11,7 +11,8 @@ from elita_tf.files import atomic_path
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT_FRACTION = 0.05
-# Shorter paragraphs are headings and stock phrases, which may repeat without giving text away.
+# A repeated paragraph is removed if it has at least so many characters. Shorter ones are headings
+# and common phrases, whose repetition tells a model nothing about the held-out text.
 MIN_REPEATED_PARAGRAPH = 80
 
 
@@ -19,12 +20,12 @@ MIN_REPEATED_PARAGRAPH = 80
 class Split:
     """One split of a corpus: the bytes `[start, stop)` of a UTF-8 file, whole lines only.
 
-    A line ends with `\\n` and with nothing else; line ends are kept.
+    Only `\\n` ends a line. The lines include their ends.
 
     Args:
         path: the file.
         start: first byte.
-        stop: the byte after the last one; None means the end of the file.
+        stop: the position after the last byte; None means the end of the file.
 
     Raises:
         ValueError: when a line is not valid UTF-8 (on reading it).
@@ -41,7 +42,7 @@ class Split:
         return stop - self.start
 
     def byte_lines(self) -> Iterator[bytes]:
-        """The lines as bytes, line ends kept."""
+        """The lines as bytes, with their ends."""
         remaining = self.num_bytes
         with self.path.open("rb") as file:
             file.seek(self.start)
@@ -56,7 +57,7 @@ class Split:
                 yield line
 
     def lines(self) -> Iterator[str]:
-        """The lines as text, line ends kept."""
+        """The lines as text, with their ends."""
         for number, line in enumerate(self.byte_lines(), start=1):
             try:
                 yield line.decode("utf-8")
@@ -67,7 +68,7 @@ class Split:
                 ) from error
 
     def count_words(self) -> int:
-        """Whitespace-separated words plus one for every line: the usual count on WikiText."""
+        """The number of words between spaces, plus one for every line, as usual on WikiText."""
         return sum(len(line.split()) + 1 for line in self.byte_lines())
 
     def digest(self) -> str:
@@ -92,22 +93,22 @@ class Corpus:
 
 
 def load_corpus(name: str, data_dir: Path | str | None = None) -> Corpus:
-    """Finds a corpus by name, making or fetching its files when needed.
+    """Returns a corpus by its name, and creates or downloads its files if they are missing.
 
     * `pydoc`: the reference text inside every CPython (`pydoc_data.topics`; its size depends on
-      the version), split 90/5/5 by topic. Nothing is downloaded.
-    * `wikitext-2`, `wikitext-103`: from `data_dir` when given, else from the cache, else
-      downloaded once.
-    * `text:PATH`: a file, split 90/5/5 at line ends in its own order, or a folder that holds
-      `train.txt`, `valid.txt` and `test.txt`.
+      the version), split 90/5/5 by topic. It needs no download.
+    * `wikitext-2`, `wikitext-103`: from `data_dir` if it is given. Otherwise the files are
+      downloaded once and kept in the cache.
+    * `text:PATH`: a file, whose first 90 % of lines are for training, the next 5 % for validation
+      and the last 5 % for the test; or a folder with `train.txt`, `valid.txt` and `test.txt`.
 
     Args:
         name: one of the names above.
-        data_dir: folder with `wiki.train.raw`, `wiki.valid.raw` and `wiki.test.raw`; used by the
-            WikiText corpora only.
+        data_dir: folder with `wiki.train.raw`, `wiki.valid.raw` and `wiki.test.raw`. Only
+            the WikiText corpora use it.
 
     Raises:
-        ValueError: for an unknown name, an empty split or a download that is not as pinned.
+        ValueError: for an unknown name, an empty split or a download with another checksum.
         FileNotFoundError: for a missing file or folder.
         ImportError: when a download is needed and pyarrow is not installed.
 
@@ -182,10 +183,10 @@ def _pydoc_splits() -> dict[str, Split]:
 
 
 def _distinct_topics() -> dict[str, str]:
-    """The topics without the paragraphs that an earlier topic holds already.
+    """The topics, without every paragraph that also appears in an earlier topic.
 
-    About a quarter of the text stands in two topics or more, so that a split by topic alone
-    would put held-out paragraphs into the training text.
+    About a quarter of the text appears in at least two topics. A split by topic alone would
+    therefore put paragraphs of the validation and test text into the training text.
     """
     from pydoc_data.topics import topics
 
@@ -201,7 +202,7 @@ def _distinct_topics() -> dict[str, str]:
 
 
 def _divide_topics(topics: Mapping[str, str]) -> dict[str, str]:
-    """Fills test, then validation, up to their share with whole topics; the rest is training."""
+    """Assigns whole topics: test and validation get their share, and training gets the rest."""
     room = {split: HELD_OUT_FRACTION * sum(map(len, topics.values())) for split in SPLITS[1:]}
     divided: dict[str, list[str]] = {split: [] for split in SPLITS}
     for name in sorted(topics, key=lambda name: hashlib.sha256(name.encode()).digest()):

@@ -67,17 +67,17 @@ NUM_BYTES: dict[str, dict[str, int]] = {
 
 
 def find(name: str, data_dir: Path | None = None) -> dict[str, Path]:
-    """Paths of the three raw files of `name`, downloaded on first use.
+    """Paths of the three raw files of `name`, which are downloaded if the cache lacks them.
 
     Args:
         name: one of `NAMES`.
-        data_dir: folder with `wiki.train.raw`, `wiki.valid.raw` and `wiki.test.raw`; when given,
-            nothing else is looked at.
+        data_dir: folder with `wiki.train.raw`, `wiki.valid.raw` and `wiki.test.raw`. If it is
+            given, neither the cache nor the network is used.
 
     Raises:
         FileNotFoundError: when `data_dir` lacks a file.
         ImportError: when a download is needed and pyarrow is not installed.
-        ValueError: when a downloaded file is not the pinned one.
+        ValueError: when a downloaded file has another checksum or size than expected.
     """
     folder = data_dir or cache_root() / "corpora" / name
     paths = {split: folder / f"wiki.{split}.raw" for split in PARQUETS[name]}
@@ -107,8 +107,8 @@ def _download(name: str, split: str, path: Path) -> None:
         size = temporary.stat().st_size
         if expected is not None and size != expected:
             raise ValueError(
-                f"{name} {split} came out with {size} bytes, expected {expected}: the download "
-                "is not laid out as it was. Pass the raw files with data_dir instead."
+                f"{name} {split} has {size} bytes after the download, expected {expected}: the "
+                "layout of the downloaded files has changed. Pass the raw files with data_dir."
             )
 
 

@@ -9,6 +9,7 @@ from keras import ops
 from elita_tf.layers.arguments import require_sizes, split_heads
 from elita_tf.layers.decay import half_life_bias, require_half_lives, spread_half_lives
 from elita_tf.layers.mixer import SequenceMixer
+from elita_tf.layers.normalization import LayerNormalization
 from elita_tf.layers.projection import projection
 from elita_tf.ops import gated_linear_attention, gated_linear_attention_step
 from elita_tf.ops.arguments import require_positive
@@ -143,8 +144,9 @@ class GatedLinearAttention(SequenceMixer):
             self, "btd,dhv->bthv", per_value, "output_gate", bias_axes="hv", activation="silu"
         )
         self.output_projection = projection(self, "bthv,hvd->btd", (None, hidden_dim), "output")
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=1e-5, dtype=self.dtype_policy, name="norm"
+        # The op's results are sums of products of three terms, which float16 cannot hold.
+        self.norm = LayerNormalization(
+            epsilon=1e-5, dtype=self.dtype_policy, autocast=False, name="norm"
         )
         for layer in (
             self.query_projection,
@@ -186,7 +188,8 @@ class GatedLinearAttention(SequenceMixer):
         return {
             "query": self.query_projection(inputs),
             "key": key,
-            "value": self.value_projection(inputs),
+            # The op's results have the dtype of the values, and are normalised before they lose it.
+            "value": ops.cast(self.value_projection(inputs), self.state_dtype),
             "log_decay": self._log_decay(inputs, key),
         }
 

@@ -9,6 +9,7 @@ import keras
 
 from elita_tf import layers
 from elita_tf.layers.arguments import require_flag
+from elita_tf.layers.normalization import LayerNormalization
 from elita_tf.ops.arguments import require_positive
 
 
@@ -33,7 +34,7 @@ FEED_FORWARDS = {
     "swiglu": Kind(layers.GatedFeedForward),
 }
 NORMALIZATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
-    "layer_norm": lambda **kwargs: keras.layers.LayerNormalization(epsilon=1e-5, **kwargs),
+    "layer_norm": lambda **kwargs: LayerNormalization(epsilon=1e-5, **kwargs),
     "rms_norm": lambda **kwargs: keras.layers.RMSNormalization(epsilon=1e-5, **kwargs),
 }
 

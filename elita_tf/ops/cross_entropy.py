@@ -7,7 +7,7 @@ from typing import Any
 from keras import ops
 
 from elita_tf.ops.arguments import agree, require_floating, require_shapes, static_shape
-from elita_tf.ops.chunking import merge_axis, split_axis, state_dtype
+from elita_tf.ops.chunking import merge_axis, split_axis, state_dtype, unpack_upstream
 from elita_tf.ops.slicing import (
     accumulate_slices,
     add_blocks,
@@ -99,9 +99,35 @@ def _require(owner: str, hidden: Any, kernel: Any, labels: Any, sample_weight: A
 
 def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
     """The function (hidden, kernel, weight) -> sum of weight times loss."""
+    losses_and_gradients = _losses_and_gradients(labels)
 
     @ops.custom_gradient
     def weighted_sum(hidden: Any, kernel: Any, weight: Any) -> Any:
+        losses, d_hidden, d_kernel = losses_and_gradients(hidden, kernel, weight)
+
+        def grad(upstream: Any) -> tuple[Any, Any, Any]:
+            return (
+                ops.cast(upstream * d_hidden, hidden.dtype),
+                ops.cast(upstream * d_kernel, kernel.dtype),
+                upstream * losses,
+            )
+
+        return ops.sum(weight * losses), grad
+
+    return weighted_sum
+
+
+def _losses_and_gradients(labels: Any) -> Callable[[Any, Any, Any], Any]:
+    """The function (hidden, kernel, weight) -> losses, and gradients of their weighted sum.
+
+    The gradients are those with respect to `hidden` and `kernel`, in the dtype of `weight`.
+    """
+
+    @ops.custom_gradient
+    def losses_and_gradients(hidden: Any, kernel: Any, weight: Any) -> Any:
+        arguments = hidden, kernel, weight
+        # TensorFlow would keep, or refuse, what is in the loop for the sake of its own derivatives.
+        hidden, kernel, weight = map(ops.stop_gradient, arguments)
         tokens, dtype = ops.shape(hidden)[0], weight.dtype
         size = slice_size(tokens, kernel.shape[0])
         rows, targets, weights = (split_axis(x, size, axis=0) for x in (hidden, labels, weight))
@@ -127,18 +153,51 @@ def _weighted_sum(labels: Any) -> Callable[[Any, Any, Any], Any]:
             forward_backward, ops.shape(rows)[0], stacks, total=ops.zeros(shape, dtype)
         )
         losses, d_hidden = merge_axis(losses, tokens, axis=0), merge_axis(d_rows, tokens, axis=0)
+        d_kernel = d_kernel if num_blocks > 1 else ops.transpose(d_kernel)
 
-        def grad(upstream: Any) -> tuple[Any, Any, Any]:
-            scaled = upstream * d_kernel
-            return (
-                ops.cast(upstream * d_hidden, hidden.dtype),
-                ops.cast(scaled if num_blocks > 1 else ops.transpose(scaled), kernel.dtype),
-                upstream * losses,
-            )
+        def grad(*upstream: Any) -> tuple[Any, Any, Any]:
+            return _second_gradients(*arguments, labels, *unpack_upstream(upstream))
 
-        return ops.sum(weight * losses), grad
+        return (losses, d_hidden, d_kernel), grad
 
-    return weighted_sum
+    return losses_and_gradients
+
+
+def _second_gradients(
+    hidden: Any, kernel: Any, weight: Any, labels: Any, u_losses: Any, u_hidden: Any, u_kernel: Any
+) -> tuple[Any, Any, Any]:
+    """Gradients of <u_losses, losses> + <u_hidden, d_hidden> + <u_kernel, d_kernel>.
+
+    The last two terms are the rate at which the weighted sum changes where `hidden` and `kernel`
+    move along their upstream gradients. On this way logits move by `motion`.
+    """
+    tokens, size = ops.shape(hidden)[0], slice_size(ops.shape(hidden)[0], kernel.shape[0])
+    slices = [split_axis(x, size, axis=0) for x in (hidden, labels, weight, u_losses, u_hidden)]
+    wide_kernel = ops.cast(kernel, weight.dtype)
+    classes = ops.arange(kernel.shape[0], dtype=labels.dtype)
+
+    def backward(index: Any, total: Any) -> tuple[list[Any], Any]:
+        row, target, scale, u_loss, u_row = (ops.take(x, index, axis=0) for x in slices)
+        row = ops.cast(row, weight.dtype)
+        shares = ops.softmax(_logits(row, wide_kernel))
+        surplus = shares - ops.cast(target[:, None] == classes[None, :], shares.dtype)
+        motion = _logits(u_row, wide_kernel) + _logits(row, u_kernel)
+        mean = ops.sum(shares * motion, axis=-1, keepdims=True)
+        first = scale[:, None] * surplus
+        second = scale[:, None] * shares * (motion - mean) + u_loss[:, None] * surplus
+        d_row = ops.matmul(second, wide_kernel) + ops.matmul(first, u_kernel)
+        d_scale = ops.sum(surplus * motion, axis=-1)
+        total += ops.matmul(ops.transpose(second), row) + ops.matmul(ops.transpose(first), u_row)
+        return [d_row, d_scale], total
+
+    (d_rows, d_scales), d_kernel = accumulate_slices(
+        backward,
+        ops.shape(slices[0])[0],
+        stacks=[ops.zeros_like(slices[4]), ops.zeros_like(slices[2])],
+        total=ops.zeros_like(u_kernel),
+    )
+    d_hidden, d_weight = (merge_axis(x, tokens, axis=0) for x in (d_rows, d_scales))
+    return ops.cast(d_hidden, hidden.dtype), ops.cast(d_kernel, kernel.dtype), d_weight
 
 
 def _add_products(d_kernel: Any, row: Any, d_logits: Any, num_blocks: int) -> Any:

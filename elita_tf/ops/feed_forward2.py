@@ -1,16 +1,14 @@
 """The bilinear core of FeedForward2 (ELiTA): an outer product of two factors against one kernel."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from keras import ops
 
 from elita_tf.ops.arguments import require_floating, require_shapes
-from elita_tf.ops.chunking import merge_axis, split_axis
-from elita_tf.ops.slicing import (
-    accumulate_slices,
-    map_slices,
-    slice_size,
-)
+from elita_tf.ops.chunking import merge_axis, split_axis, unpack_upstream
+from elita_tf.ops.slicing import accumulate_slices, map_slices, slice_size
 from elita_tf.ops.symbolic import symbolic
 
 
@@ -61,10 +59,67 @@ def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
 
 @ops.custom_gradient
 def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
+    tokens = ops.shape(first)[0]
+    size, num_slices, _, product = _slices(first, second)
+    outputs = map_slices(
+        lambda index: ops.matmul(product(index), matrix),
+        num_slices,
+        like=ops.zeros((size, matrix.shape[-1]), first.dtype),
+    )
+    return merge_axis(outputs, tokens, axis=0), partial(_gradients, first, second, matrix)
+
+
+@ops.custom_gradient
+def _gradients(first: Any, second: Any, matrix: Any, d_outputs: Any) -> Any:
+    arguments = first, second, matrix, d_outputs
+    # TensorFlow would keep, or refuse, what is in the loop for the sake of its own derivatives.
+    first, second, matrix, d_outputs = map(ops.stop_gradient, arguments)
     tokens, inner, rank = ops.shape(first)[0], first.shape[-1], second.shape[-1]
-    size = slice_size(tokens, inner * rank)
+    size, num_slices, factors, product = _slices(first, second)
+    d_slices = split_axis(d_outputs, size, axis=0)
+
+    def backward(index: Any, total: Any) -> tuple[list[Any], Any]:
+        first, second = factors(index)
+        d_slice = ops.take(d_slices, index, axis=0)
+        d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(matrix)), (size, inner, rank))
+        d_factors = [ops.sum(d_product * second, axis=2), ops.sum(d_product * first, axis=1)]
+        # The transpose of the small operand: that of the product would be a pass over it.
+        return d_factors, total + ops.matmul(ops.transpose(d_slice), product(index))
+
+    shapes = [(num_slices, size, inner), (num_slices, size, rank)]
+    d_factors, d_matrix = accumulate_slices(
+        backward,
+        num_slices,
+        stacks=[ops.zeros(shape, first.dtype) for shape in shapes],
+        total=ops.zeros_like(ops.transpose(matrix)),
+    )
+
+    def grad(*upstream: Any) -> tuple[Any, Any, Any, Any]:
+        # The form <d_outputs, y> is linear in each of its four arguments. What is differentiated
+        # here is the same form with one of the first three replaced by its upstream gradient, and
+        # these are added up. So the gradients of any order are made slice by slice.
+        first, second, matrix, d_outputs = arguments
+        u_first, u_second, u_matrix = unpack_upstream(upstream)
+        _, second_1, matrix_1 = _gradients(u_first, second, matrix, d_outputs)
+        first_2, _, matrix_2 = _gradients(first, u_second, matrix, d_outputs)
+        first_3, second_3, _ = _gradients(first, second, u_matrix, d_outputs)
+        d_upstream = _bilinear(u_first, second, matrix)
+        d_upstream += _bilinear(first, u_second, matrix) + _bilinear(first, second, u_matrix)
+        return first_2 + first_3, second_1 + second_3, matrix_1 + matrix_2, d_upstream
+
+    d_first, d_second = (merge_axis(x, tokens, axis=0) for x in d_factors)
+    return (d_first, d_second, ops.transpose(d_matrix)), grad
+
+
+def _slices(first: Any, second: Any) -> tuple[int, Any, Callable, Callable]:
+    """The tokens in slices: their size and number, and two functions of a slice's index.
+
+    These give the factors, to be multiplied as (size, inner, 1) and (size, 1, rank), and their
+    product, (size, inner * rank).
+    """
+    inner, rank = first.shape[-1], second.shape[-1]
+    size = slice_size(ops.shape(first)[0], inner * rank)
     firsts, seconds = split_axis(first, size, axis=0), split_axis(second, size, axis=0)
-    num_slices = ops.shape(firsts)[0]
 
     def factors(index: Any) -> tuple[Any, Any]:
         first, second = (ops.take(x, index, axis=0) for x in (firsts, seconds))
@@ -74,29 +129,4 @@ def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
         first, second = factors(index)
         return ops.reshape(first * second, (size, inner * rank))
 
-    outputs = map_slices(
-        lambda index: ops.matmul(product(index), matrix),
-        num_slices,
-        like=ops.zeros((size, matrix.shape[-1]), first.dtype),
-    )
-
-    def grad(d_outputs: Any) -> tuple[Any, Any, Any]:
-        d_slices = split_axis(d_outputs, size, axis=0)
-
-        def backward(index: Any, total: Any) -> tuple[list[Any], Any]:
-            first, second = factors(index)
-            d_slice = ops.take(d_slices, index, axis=0)
-            d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(matrix)), (size, inner, rank))
-            d_factors = [ops.sum(d_product * second, axis=2), ops.sum(d_product * first, axis=1)]
-            # The transpose of the small operand: that of the product would be a pass over it.
-            return d_factors, total + ops.matmul(ops.transpose(d_slice), product(index))
-
-        d_factors, d_matrix = accumulate_slices(
-            backward,
-            num_slices,
-            stacks=[ops.zeros_like(firsts), ops.zeros_like(seconds)],
-            total=ops.zeros_like(ops.transpose(matrix)),
-        )
-        return (*(merge_axis(x, tokens, axis=0) for x in d_factors), ops.transpose(d_matrix))
-
-    return merge_axis(outputs, tokens, axis=0), grad
+    return size, ops.shape(firsts)[0], factors, product

@@ -106,11 +106,9 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
 
     @ops.custom_gradient
     def attend(query: Any, pairs: Any) -> Any:
-        # Without a graph, TensorFlow would keep what it may have to differentiate: all the scores.
-        query, pairs = ops.stop_gradient(query), ops.stop_gradient(pairs)
         sizes = (*ops.shape(pairs)[:3], window + size, pairs.shape[4])
 
-        def chunk(index: Any) -> tuple[Any, ...]:
+        def chunk(index: Any, query: Any = query, pairs: Any = pairs) -> tuple[Any, ...]:
             zero = ops.zeros_like(index)  # JAX wants indices of one dtype
             key, value = ops.unstack(
                 ops.slice(pairs, (zero, zero, zero, index * size, zero), sizes), 2
@@ -119,8 +117,12 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
             reach = ops.maximum(ops.take(seen, index, axis=0), 1)
             return distance < reach[..., None], ops.take(query, index, axis=0), key, value
 
+        # Without a graph, TensorFlow would keep what it may have to differentiate: all the scores.
+        # The backward pass takes the tensors themselves, for it may be differentiated once more.
+        constants = ops.stop_gradient(query), ops.stop_gradient(pairs)
+
         def forward(_: Any, index: Any) -> tuple[Any, Any]:
-            outputs = _forward(*chunk(index))
+            outputs = _forward(*chunk(index, *constants))
             return outputs, outputs
 
         def grad(d_outputs: Any) -> tuple[Any, Any]:

@@ -160,8 +160,41 @@ def evaluate(
     }
 
 
+def table(figures: dict[str, Any]) -> str:
+    """The figures of `evaluate` for a person: a line for each, and one for every few positions.
+
+    Example:
+
+    >>> figures = {"loss": 2.0, "perplexity": 7.389, "word_perplexity": 90.5, "bits_per_byte": 1.5}
+    >>> figures |= {"tokens": 12345, "words": 2345, "bytes": 54321, "loss_by_position": []}
+    >>> figures |= {"split": "test", "context": 64, "carry_state": False, "weights": "best"}
+    >>> print(table(figures).splitlines()[2])
+    loss              2.0000  nats per token
+    """
+    carried = ", the state carried on" if figures["carry_state"] else ""
+    rows = [
+        f"split {figures['split']} in windows of {figures['context']:,} tokens{carried}, weights "
+        f"of {figures['weights']}: {figures['tokens']:,} tokens, {figures['words']:,} words, "
+        f"{figures['bytes']:,} bytes",
+        "",
+        f"{'loss':15} {figures['loss']:8.4f}  nats per token",
+        f"{'perplexity':15} {figures['perplexity']:8.2f}  per token",
+        f"{'word perplexity':15} {figures['word_perplexity']:8.2f}  per word",
+        f"{'bits per byte':15} {figures['bits_per_byte']:8.4f}",
+        "",
+        f"{'position':15} {'loss':>8}  nats per token there",
+    ]
+    for bucket in figures["loss_by_position"]:
+        first, last = bucket["start"], bucket["stop"] - 1
+        positions = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        rows.append(f"{positions:15} {bucket['loss']:8.4f}")
+    return "\n".join(rows)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command `elita evaluate`: prints the figures and writes them into the run folder.
+
+    The output is JSON, for programs. The table for people goes to the error stream.
 
     Returns:
         0; 1 where the figures could not be written.
@@ -186,6 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
         figures = evaluate(
             options.run_dir, options.data_dir, options.split, options.context, options.carry_state
         )
+    print(table(figures), file=sys.stderr)
     print(json.dumps(figures, indent=2))
     name = f"evaluation-{options.split}{'-carried' * options.carry_state}.json"
     try:

@@ -153,7 +153,9 @@ def keep_for_use(run_dir: Path, model: ElitaCausalLM, text: Split) -> None:
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         names = [f"{run_folder.PRESET}/{path.relative_to(folder).as_posix()}" for path in files]
         run_folder.record(run_dir, run_folder.SAMPLE, *names)
-        shutil.copytree(folder, run_dir / run_folder.PRESET, dirs_exist_ok=True)
+        for name, file in zip(names, files, strict=True):
+            with atomic_path(run_dir / name) as temporary:
+                shutil.copyfile(file, temporary)
     decoder, samples = live(model), []
     for prompt in first_words(text):
         sampler = SAMPLERS["top_p"](0.8, 0)

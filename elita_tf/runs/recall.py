@@ -1,12 +1,12 @@
 """Multi-query associative recall (MQAR): a task of looking up, as in Zoology (arXiv:2312.04927).
 
-A sequence begins with pairs of a key and a value. Later every key comes once more, and the model is
-to say there which value it came with:
+A sequence begins with pairs of a key and a value. Later every key appears once more, and the model
+predicts the value that followed the key at its first appearance:
 
     k1 v1 k2 v2  ...  k2 (v2)  ...  k1 (v1)  ...
 
-The task tells something about other models only if softmax attention, which can look up anything,
-learns it: if 95 % of its answers are right, or more.
+Softmax attention can solve this task exactly. The results of other models are therefore meaningful
+only if softmax attention reaches an accuracy of at least 95 %.
 """
 
 import dataclasses
@@ -23,13 +23,15 @@ from keras import ops
 from elita_tf.models import ElitaBackbone, ElitaCausalLM
 from elita_tf.ops import linear_cross_entropy
 
-# A key comes again after i of the possible places with a weight of i^(_POWER - 1): mostly soon.
+# The distance to the second appearance of a key follows a power law: the i-th possible place has
+# the weight i^(_POWER - 1), so most keys appear again soon.
 _POWER = 0.01
-# All have the feed-forward of the softmax baseline, but a narrow one: Zoology has none at all.
+# All models have the feed-forward of the softmax baseline, with a small inner dimension. The models
+# of Zoology have no feed-forward.
 _SHARED = {"num_layers": 2, "feed_forward": "swiglu", "feed_forward_options": {"inner_dim": 64}}
-# Softmax has one head, as in Zoology: half of a head's features turn too fast with the position
-# (RoPE) to compare keys by. GLA has two, half as many as elsewhere: what it can hold is width^2 / 2
-# over the heads.
+# Softmax has one head, as in Zoology, because RoPE rotates half of a head's features too fast for a
+# comparison of keys. GLA has two heads, half of its usual number, because its state holds
+# width^2 / (2 * heads) numbers.
 MODELS: dict[str, dict[str, Any]] = {
     "gated": {"mixers": ["attention2_gated"], "num_heads": 8},
     "gla": {"mixers": ["gla"], "num_heads": 2},
@@ -44,7 +46,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The sizes of the task and of its training; `pairs` are the numbers of pairs to draw from."""
+    """The sizes of the task and of its training.
+
+    Every example draws its number of pairs from `pairs`.
+    """
 
     vocabulary_size: int = 8_192
     length: int = 256
@@ -56,9 +61,9 @@ class Plan:
     models: tuple[str, ...] = tuple(MODELS)
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     batch_size: int = 32
-    steps: int = 2_800  # no training example comes twice
+    steps: int = 2_800  # every training example is used at most once
     warmup_steps: int = 200
-    steps_per_loss: int = 100  # each loss that is recorded is the mean over so many steps
+    steps_per_loss: int = 100  # a recorded loss is a mean over this many steps
     seed: int = 0
     jit_compile: bool | str = "auto"
 
@@ -79,7 +84,7 @@ SHORT = Plan(
 
 
 class Case(NamedTuple):
-    """A model and a rate to train it with."""
+    """A model and the learning rate of its training."""
 
     plan: Plan
     model: str
@@ -91,7 +96,7 @@ class Case(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Examples, an array each of (examples, length): labels count where weights are 1, not 0."""
+    """Arrays of shape (examples, length). A label counts where its weight is 1."""
 
     token_ids: np.ndarray
     labels: np.ndarray
@@ -99,10 +104,14 @@ class Data(NamedTuple):
 
 
 class QueriesCausalLM(ElitaCausalLM):
-    """Has the loss of an ElitaCausalLM, from the hidden states of the weighted positions alone.
+    """An ElitaCausalLM that computes logits only at the positions with a label.
 
-    No example has more than `most_queries` of them. Most positions have no label, and the logits of
-    all would be most of a step's work.
+    The loss is the same. Most positions have no label, and the logits of all positions would take
+    most of a step's time.
+
+    Args:
+        backbone: the decoder.
+        most_queries: the largest number of labels in an example.
     """
 
     def __init__(self, backbone: ElitaBackbone, most_queries: int) -> None:
@@ -130,7 +139,7 @@ def cases(plan: Plan) -> list[Case]:
 
 
 def run(case: Case) -> dict[str, Any]:
-    """Trains one model and gives its figures; of several rates, validation is to choose."""
+    """Trains one model and returns its figures. The validation accuracy selects the best rate."""
     plan, start = case.plan, time.perf_counter()
     keras.utils.clear_session()
     keras.utils.set_random_seed(plan.seed)
@@ -166,11 +175,12 @@ def splits(plan: Plan) -> tuple[Data, Data, Data]:
 def examples(
     num: int, length: int, vocabulary: int, pairs: Sequence[int], rng: np.random.Generator
 ) -> Data:
-    """Sequences of tokens, the labels, and weights of 1 where a key comes again, else of 0.
+    """Examples whose weights are 1 where a key appears for the second time, and 0 elsewhere.
 
-    Keys are of the first half of the vocabulary and values of the second, each at most once among
-    the pairs of an example. The places for the second coming are every other position after the
-    pairs. All other positions hold random tokens, but no key of the example.
+    Keys are from the first half of the vocabulary and values from the second half. The pairs of an
+    example have different keys and different values. A key can appear again at every other
+    position after the pairs. The positions that are left hold random tokens, which are not among
+    the keys of the example.
     """
     longest = max(pairs)
     if length < 4 * longest or vocabulary < 2 * longest:
@@ -191,7 +201,7 @@ def examples(
 
 
 def places(num_places: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Different numbers below `num_places`, of which small ones are more likely."""
+    """Draws `count` different numbers below `num_places`; small numbers are more likely."""
     likelihood = np.arange(1, num_places + 1) ** (_POWER - 1)
     return rng.choice(num_places, count, replace=False, p=likelihood / likelihood.sum())
 
@@ -215,7 +225,11 @@ def build(case: Case) -> QueriesCausalLM:
 
 
 def train(model: ElitaCausalLM, data: Data, plan: Plan) -> list[list[float]]:
-    """Fits, each pass in a new order, and gives pairs of a step and the loss up to it."""
+    """Trains the model, with a new order of examples in every pass over the data.
+
+    Returns:
+        Pairs of a step and the mean loss of the last `steps_per_loss` steps.
+    """
     rng, num = np.random.default_rng(plan.seed), len(data.labels)
     passes = math.ceil(plan.steps * plan.batch_size / num)
     order = np.concatenate([rng.permutation(num) for _ in range(passes)])
@@ -232,7 +246,7 @@ def train(model: ElitaCausalLM, data: Data, plan: Plan) -> list[list[float]]:
 
 # === Accuracy ===
 def predict(model: ElitaCausalLM, data: Data, batch_size: int = 50) -> np.ndarray:
-    """The likeliest token at every weighted position, (examples, length); 0 at the others."""
+    """The most likely token where the weight is 1, and 0 elsewhere: (examples, length)."""
     kernel = ops.convert_to_tensor(model.backbone.output_kernel)
     predicted = np.zeros_like(data.labels)
     for first in range(0, len(predicted), batch_size):
@@ -245,7 +259,7 @@ def predict(model: ElitaCausalLM, data: Data, batch_size: int = 50) -> np.ndarra
 
 
 def accuracies(predicted: np.ndarray, data: Data) -> dict[str, float]:
-    """The share of weighted positions that are right: of "all", and by the number of pairs."""
+    """The share of right predictions: of "all" examples, and by the number of pairs."""
     asked = data.weights > 0
     right, pairs = (predicted == data.labels) & asked, asked.sum(axis=1)
     shares = {str(n): right[pairs == n].sum() / asked[pairs == n].sum() for n in np.unique(pairs)}

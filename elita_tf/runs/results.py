@@ -1,4 +1,4 @@
-"""The page of the study and its plots, made from nothing but the JSON files of `study.py`."""
+"""The page of the study and its plots, made from the JSON files of `study.py` alone."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ Record = dict[str, Any]
 Draw = Callable[..., list[str]]  # `plot` beside the page; gives the Markdown that shows it
 NAN = float("nan")  # what is not measured
 
-# The full study. What a run is for is told by where its recipe differs from this.
+# The usual values of the study. The part that a run belongs to follows from its other values.
 GATED, SINES, TRANSFORMER = "elita_gated", "elita_query", "transformer"
 ORDER = (GATED, SINES, "gla", "gla_ff2", TRANSFORMER)
 TUNED, STEPS, HEADLINE_STEPS = "cosine", 450, 4_300
@@ -30,7 +30,7 @@ RUN, LOSSES = ("architecture", "parameters", "rate"), ("validation loss", "test 
 
 
 class Study:
-    """The records of a folder, each known by what it holds and not by its name."""
+    """The records of a folder. The content of a file, not its name, says what it records."""
 
     def __init__(self, folder: Path) -> None:
         files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
@@ -68,25 +68,25 @@ class Study:
         return [run for run in runs if self._part(run) == part]
 
     def best(self, part: str, architecture: str | None = None) -> list[Record]:
-        """Those at the best rate of their architecture; all where it is not known."""
+        """The runs of a part at the best rate of their architecture, or at all rates if unknown."""
         pairs = [(r, self.own.get(r["architecture"], r)) for r in self.part(part, architecture)]
         return [run for run, own in pairs if run["learning_rate"] == own["learning_rate"]]
 
     def groups(self, part: str) -> list[list[Record]]:
-        """Those, in groups that differ in the seed alone."""
+        """The `best` runs of a part, in groups of runs that differ in the seed alone."""
         return [list(x) for _, x in groupby(self.best(part), itemgetter("architecture", "steps"))]
 
     def minus_transformer(self, runs: list[Record]) -> float:
-        """Of test losses, medians over the seeds; the Transformer's is that at equal tokens."""
+        """The median test loss of runs minus the Transformer's at equal tokens."""
         return _median(map(_test, runs)) - _median(map(_test, self.best("tokens", TRANSFORMER)))
 
     def cost(self, architecture: str, turns: list[Record] | None = None) -> tuple[float, float]:
-        """Seconds a step and peak memory in bytes, medians over turns: those of the timing."""
+        """Median seconds a step and median peak memory (bytes), by default of the timing."""
         turns = turns or self.timing.get(architecture, [])
         return tuple(_median(turn[x] for turn in turns) for x in COST)
 
     def row(self, *runs: Record) -> dict[str, str]:
-        """What a table may say of runs that differ in their seed alone."""
+        """The cells of a table for runs that differ in the seed alone."""
         run, name, changed = runs[0], runs[0]["architecture"], _words(_changed(runs[0]))
         seconds, memory = self.cost(name, [run] if _changed(run, SIZE) else None)
         return {

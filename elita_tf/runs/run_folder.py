@@ -1,7 +1,8 @@
 """The folder of a run: what it holds besides weights and plots, how a run goes on in it, its lock.
 
 A run writes only into a folder that is absent, empty or a run's already, and deletes only what a
-run wrote: the files in `manifest.json`, and checkpoints, which are known by their names.
+run wrote: the files in `manifest.json`, and checkpoints and the files of TensorBoard, which are
+known by their names.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ except ImportError:  # Windows, where runs are not locked
 PACKAGES = ("elita_tf", "keras", "keras-hub", "tensorflow", "numpy", "sentencepiece")
 LOCK, MANIFEST = "run.lock", "manifest.json"
 SUMMARY, SAMPLE, PRESET = "summary.json", "sample.txt", "preset"
+TENSORBOARD = "tensorboard"
 # What a run writes from its first step on, and what is made of a finished run.
 TRAINING_FILES = (
     *("recipe.toml", "versions.json", "metrics.csv", "loss.png"),
@@ -227,7 +229,7 @@ def _own_files(run_dir: Path) -> list[Path]:
     if not _is_run(run_dir):
         return []
     paths = [run_dir / name for name in _manifest(run_dir)]
-    paths += _checkpoints(run_dir)
+    paths += [*_checkpoints(run_dir), *(run_dir / TENSORBOARD).rglob("events.out.tfevents.*")]
     root = run_dir.resolve()  # what a manifest or a link names outside is not touched
     return [path for path in paths if path.parent.resolve().is_relative_to(root) and path.is_file()]
 

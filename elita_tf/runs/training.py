@@ -1,6 +1,7 @@
 """Training: the callbacks of a run, `fit`, its final figures, and the command `elita train`."""
 
 import argparse
+import importlib.util
 import itertools
 import logging
 import math
@@ -42,6 +43,7 @@ def train(
     devices: str = "one",
     restart: bool = False,
     force: bool = False,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Trains a recipe in a folder, or goes on with the run that the folder holds.
 
@@ -52,6 +54,7 @@ def train(
         devices: "one", "data", "model=K" or "tpu"; see `elita_tf.runs.devices`.
         restart: begin anew, and delete what the run in the folder wrote.
         force: go on although the recipe or the text has changed.
+        tensorboard: also write the figures for TensorBoard, to the folder `tensorboard`.
 
     Returns:
         The content of `summary.json`.
@@ -61,9 +64,21 @@ def train(
     """
     run_dir = Path(run_dir).expanduser()
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    if tensorboard:
+        require_tensorboard()
     mode = Mode(restart=restart, force=force)
     with opened(recipe, run_dir, data_dir, devices, mode) as request:
-        return run_folder.read_summary(run_dir) if request is None else carry_out(request)
+        finished = request is None
+        return run_folder.read_summary(run_dir) if finished else carry_out(request, tensorboard)
+
+
+def require_tensorboard() -> None:
+    """Raises ImportError without the package that writes the files of TensorBoard."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ImportError(
+            "--tensorboard needs the package `tensorboard`, which is not installed: "
+            "pip install 'elita_tf[tensorboard]'."
+        )
 
 
 class RunCallbacks(NamedTuple):
@@ -77,7 +92,7 @@ class RunCallbacks(NamedTuple):
     all: list[Any]
 
 
-def make_callbacks(request: Request) -> RunCallbacks:
+def make_callbacks(request: Request, tensorboard: bool = False) -> RunCallbacks:
     """What logs, checks, keeps and ends the run; a checkpoint holds the state of the first five."""
     run_dir, recipe, setup, checkpoint, _ = request
     log = callbacks.TrainingLog(recipe.batch_size * recipe.context_length, recipe.steps)
@@ -98,6 +113,9 @@ def make_callbacks(request: Request) -> RunCallbacks:
     averages = [callbacks.ValidateAverages()] if recipe.ema_momentum else []
     progress = [] if sys.stdout.isatty() else [ProgressLines(log)]
     every = [*kept, checkpoints, stop, *progress, *averages]
+    if tensorboard:
+        folder = run_dir / run_folder.TENSORBOARD
+        every.append(keras.callbacks.TensorBoard(folder, write_graph=False))
     return RunCallbacks(log, health, weights, checkpoints, stop, every)
 
 
@@ -133,11 +151,11 @@ def trained_model(request: Request) -> ElitaCausalLM:
     return model
 
 
-def carry_out(request: Request) -> dict[str, Any]:
+def carry_out(request: Request, tensorboard: bool = False) -> dict[str, Any]:
     """Trains, writes what is made of the trained model, and returns what `summary.json` holds."""
     run_dir, recipe, setup, checkpoint, _ = request
     run_folder.prepare(run_dir, recipe, setup.tokenizer, checkpoint)
-    used = make_callbacks(request)
+    used = make_callbacks(request, tensorboard)
     log, stop, figures, model = used.log, used.stop, {}, None
     try:
         fit(request, used.all)
@@ -192,6 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
         with explained(parser):
+            if options.tensorboard:
+                require_tensorboard()
             run_dir, recipe = _folder_and_recipe(options)
             mode = Mode(options.resume, options.restart, options.force)
             run = opened(recipe, run_dir, options.data_dir, options.devices, mode)
@@ -203,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
             step, path = request.checkpoint.step, request.checkpoint.path
             print(f"Going on after step {step} of {recipe.steps}: {path}")
         try:
-            summary = carry_out(request)
+            summary = carry_out(request, options.tensorboard)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -248,6 +268,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--force", action="store_true", help="go on although the recipe or the text has changed"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write the figures of every validation for TensorBoard, into the run folder",
     )
     return parser
 

@@ -62,6 +62,26 @@ def outputs_and_gradients(layer: keras.layers.Layer, transform: Callable) -> lis
     return [*helpers.vjp(call, [make_inputs(), weights], [make_inputs()], transform)]
 
 
+@pytest.mark.every_case
+@pytest.mark.parametrize("size", [32.0, 100.0])
+@pytest.mark.parametrize("name", MAIN)
+def test_float16_holds_large_inputs(name: str, size: float) -> None:
+    """GLA's sums hold products of three terms. Feed-forwards are left out: at 100, their outputs
+    themselves can be larger than a float16 holds."""
+    x = keras.ops.convert_to_tensor(size * make_inputs())
+    exact, half = (make_layer(FACTORIES[name], each) for each in ("float32", "mixed_float16"))
+    outputs = [helpers.leaves(keras.ops.cast(layer(x), "float32"))[0] for layer in (exact, half)]
+    helpers.assert_close(outputs[1], outputs[0], 5e-2)
+    if hasattr(half, "call_with_state"):
+        one, _ = half.call_with_state(x[:, :1], half.get_initial_state(BATCH))
+        helpers.assert_close(
+            helpers.leaves(keras.ops.cast(one, "float32"))[0], outputs[0][:, :1], 5e-2
+        )
+    run = helpers.differentiated(half, [x])
+    cotangent = keras.ops.convert_to_tensor(1e-2 * make_inputs())
+    helpers.assert_finite(helpers.leaves(helpers.jitted(run)([x], [cotangent])[1]))
+
+
 @pytest.mark.long
 @LAYERS
 def test_a_16_bit_default_changes_nothing_in_a_graph(factory: Callable) -> None:

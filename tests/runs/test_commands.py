@@ -1,5 +1,6 @@
 """The installed command: what it says, and what it does with output that goes wrong."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -116,8 +117,31 @@ def test_figures_that_cannot_be_written_are_shown(run_dir, monkeypatch, capsys):
     assert "evaluation-valid.json could not be written" in err
 
 
+def test_tensorboard_without_its_package(tiny_recipe, tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name)
+    )
+    folder = tmp_path / "run"
+    options = ["--recipe", str(tiny_recipe), "--run_dir", str(folder), "--tensorboard"]
+    with pytest.raises(SystemExit, match="2"):
+        training.main(options)
+    assert "pip install 'elita_tf[tensorboard]'" in " ".join(capsys.readouterr().err.split())
+    assert not folder.exists()
+
+
+@pytest.mark.long
+def test_tensorboard_has_the_figures_of_every_validation(tiny_recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "run"
+    options = ["--recipe", str(tiny_recipe), "--run_dir", str(folder), "--tensorboard"]
+    assert training.main(options) == 0
+    files = [path.parent.name for path in folder.rglob("events.out.tfevents.*")]
+    assert {"train", "validation"} <= set(files)
+
+
 def test_a_run_that_finds_no_room_says_so(tiny_recipe, tmp_path, monkeypatch, capsys):
-    def refuse(request):
+    def refuse(*arguments):
         raise OSError(28, "No space left on device", "loss.png")
 
     monkeypatch.setattr(training, "carry_out", refuse)

@@ -64,6 +64,21 @@ def test_one_stream_is_one_long_window(evaluated):
     assert figures["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+def test_a_table_for_people_beside_the_json(evaluated, capsys):
+    script.main(["--run_dir", str(evaluated), "--split", "valid", "--context", "1000"])
+    shown = capsys.readouterr()
+    figures = json.loads(shown.out)
+    lines = shown.err.splitlines()
+    rows = [line.rsplit(maxsplit=1) for line in lines[lines.index("") :] if line[:1].isdigit()]
+    buckets = figures["loss_by_position"]
+    assert [row[1] for row in rows] == [f"{bucket['loss']:.4f}" for bucket in buckets]
+    assert [row[0].strip() for row in rows[:4]] == ["0", "1", "2 to 3", "4 to 7"]
+    assert f"{'loss':15} {figures['loss']:8.4f}  nats per token" in lines
+    assert (
+        f"windows of 1,000 tokens, weights of best.weights.h5: {figures['tokens']:,}" in shown.err
+    )
+
+
 def test_buckets_cover_every_position_once():
     sums, counts = np.arange(1.0, 12), np.full(11, 2.0)
     buckets = script.bucket_losses(sums, counts)

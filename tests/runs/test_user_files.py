@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from elita_tf.callbacks import newest_checkpoint
 from elita_tf.runs import run_folder, training
 from elita_tf.runs.recipe import load_recipe
 
@@ -189,3 +190,69 @@ def test_without_room_the_last_good_files_stay(tmp_path):
 
     with h5py.File(tmp_path / "last.weights.h5") as file:
         assert "layers" in file
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of so many KB, where this process may."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size):
+        options = ["-t", "tmpfs", "-o", f"size={size}k", "none", str(folder)]
+        try:
+            subprocess.run(["mount", *options], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("may not mount a disk")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+
+
+def train_in_a_process(recipe, folder, limit=None):
+    """`elita train` in a process of its own, which HDF5 may end; `limit` is that of `ulimit -f`."""
+    command = f"{sys.executable} -m elita_command train --recipe {recipe} --run_dir {folder}"
+    limited = f"ulimit -f {limit}; {command}" if limit else command
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(
+        ["bash", "-c", limited], capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def check_refused(child, folder):
+    """The command said what is wrong, and what it left is whole."""
+    assert child.returncode == 1, child.stderr[-2000:]
+    assert "elita train: error: [Errno" in child.stderr and "There is no room" in child.stderr
+    assert "Traceback" not in child.stderr
+    assert load_recipe(str(folder / "recipe.toml")).steps == 5
+    unfinished = [p.name for p in folder.rglob(".*")]
+    assert unfinished == []
+
+
+@pytest.mark.long
+@posix
+def test_a_whole_run_on_a_full_disk(tiny_recipe, small_disk):
+    folder = small_disk(120) / "run"
+    check_refused(train_in_a_process(tiny_recipe, folder), folder)
+    assert not list(folder.rglob("*.h5"))
+
+
+@pytest.mark.long
+@posix
+def test_a_disk_that_fills_up_in_a_run_keeps_the_last_good_files(tiny_recipe, small_disk):
+    import h5py
+
+    folder = small_disk(320) / "run"
+    for _ in range(2):  # and when it goes on
+        check_refused(train_in_a_process(tiny_recipe, folder), folder)
+        assert newest_checkpoint(folder / "checkpoints").step == 2
+        with h5py.File(folder / "last.weights.h5") as file:
+            assert "layers" in file
+
+
+@pytest.mark.long
+@posix
+def test_a_whole_run_with_a_limit_on_the_size_of_files(tiny_recipe, tmp_path):
+    folder = tmp_path / "run"
+    check_refused(train_in_a_process(tiny_recipe, folder, limit=80), folder)
