@@ -199,6 +199,7 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     chain(model, onnx_step(tmp_path / "step.onnx"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16", "mixed_float16", "float64"])
 @pytest.mark.parametrize("writer", ["onnx", "litert"])
 def test_steps_compute_in_float32_under_every_policy(
@@ -225,6 +226,7 @@ def test_steps_compute_in_float32_under_every_policy(
     assert {w.dtype for w in model.weights} <= {dtype.removeprefix("mixed_"), "float32"}
 
 
+@pytest.mark.long
 def test_what_is_quantized_goes_to_onnx_and_not_to_litert(tmp_path: Path) -> None:
     pytest.importorskip("tf2onnx")
     model = make_model("elita_gated")
