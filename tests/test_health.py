@@ -28,6 +28,45 @@ def fit(factors, *callbacks, skip=False, epochs=1):
     return model
 
 
+class Scaled(keras.layers.Layer):
+    """x times a weight."""
+
+    def build(self, shape):
+        self.weight = self.add_weight((1,), "ones")
+
+    def call(self, x):
+        return x * self.weight
+
+
+def fit_in_float16(*factors, scale):
+    """The loss, and the gradient of the weight, are 4096 * factor; scaled, 65504 is the limit."""
+    model = keras.Sequential([keras.Input((1,)), Scaled(dtype="mixed_float16")])
+    optimizer = keras.optimizers.LossScaleOptimizer(MonitoredAdam(1e-9), initial_scale=scale)
+    model.compile(optimizer, lambda _, y: keras.ops.mean(y), jit_compile=False)
+    x, health = 4096 * np.array(factors, "float32")[:, None], Health()
+    history = model.fit(x, x, batch_size=1, shuffle=False, verbose=0, callbacks=[health]).history
+    return history, health, float(keras.ops.convert_to_numpy(optimizer.dynamic_scale))
+
+
+def test_overflows_of_a_scaled_loss_are_skipped_steps():
+    history, health, scale = fit_in_float16(0.25, 1.0, 0.5, scale=32.0)
+    assert scale == 16.0 and (health.step, health.skipped_steps) == (3, 1)
+    assert history["skipped_steps"] == [1]
+    assert history["gradient_norm"] == history["loss"] == [pytest.approx(4096 * 0.375)]
+
+
+def test_a_loss_that_is_not_finite_stops_in_float16_too():
+    with pytest.raises(FloatingPointError, match="Step 2: loss nan"):
+        fit_in_float16(0.25, np.nan, 0.5, scale=1.0)
+
+
+def test_another_optimizer_is_refused():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="elita_tf.optimizers"):
+        model.fit(np.ones((2, 1)), np.ones((2, 1)), callbacks=[Health()], verbose=0)
+
+
 def rows(path):
     with path.open() as file:
         return list(csv.DictReader(file))

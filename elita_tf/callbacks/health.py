@@ -20,9 +20,14 @@ class Health(keras.callbacks.Callback):
     counts as one of `skipped_steps`, and the epoch's means leave it out. An epoch in which every
     step was skipped ends the training.
 
+    Under `mixed_float16` Keras scales the loss, and skips steps whose scaled gradient overflows, to
+    go on with half the scale. These count as skipped too, and need no `skip_nonfinite`; a loss that
+    is not finite does.
+
     Raises:
         FloatingPointError: a loss or gradient is not finite and its step was not skipped, or every
             step of an epoch was skipped.
+        ValueError: the optimizer is none of `elita_tf.optimizers`.
     """
 
     def __init__(self) -> None:
@@ -32,6 +37,7 @@ class Health(keras.callbacks.Callback):
         self._norms = 0.0
         self._taken = 0
         self._metrics: list[Any] = []
+        self._scale = 1.0
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on."""
@@ -50,21 +56,33 @@ class Health(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._norms, self._taken = 0.0, 0
 
+    def on_train_begin(self, logs: Logs = None) -> None:
+        if not hasattr(self._monitored, "skip_nonfinite"):
+            raise ValueError(
+                "Health reads the norm of the gradient from an optimizer of elita_tf.optimizers, "
+                f"such as MonitoredAdam; the model is compiled with {self.model.optimizer!r}."
+            )
+
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        if self.model.optimizer.skip_nonfinite:
+        if self._skips:
             self._metrics = [ops.convert_to_numpy(v) for v in self.model.metrics_variables]
+            self._scale = self._loss_scale()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         self.step += 1
-        optimizer = self.model.optimizer
-        norm = float(ops.convert_to_numpy(optimizer.gradient_norm))
         loss = float((logs or {}).get("loss", 0.0))
+        # Where the gradient of the scaled loss overflows, the optimizer below is not asked.
+        overflow = self._loss_scale() < self._scale
+        norm = float("inf")
+        if not overflow:
+            norm = float(ops.convert_to_numpy(self._monitored.gradient_norm))
         if math.isfinite(norm) and math.isfinite(loss):
             self._norms += norm
             self._taken += 1
             return
         found = f"Step {self.step}: loss {loss}, norm of the gradient {norm}"
-        if math.isfinite(norm) or not optimizer.skip_nonfinite:
+        skipped = self._monitored.skip_nonfinite or (overflow and math.isfinite(loss))
+        if math.isfinite(norm) or not skipped:
             raise FloatingPointError(f"{found}: not finite.")
         self.skipped_steps += 1
         logger.warning("%s: left out, %d so far.", found, self.skipped_steps)
@@ -78,5 +96,23 @@ class Health(keras.callbacks.Callback):
             raise FloatingPointError(f"Step {self.step} ends an epoch without a finite gradient.")
         if logs is not None:
             logs["gradient_norm"] = self._norms / self._taken
-            if self.model.optimizer.skip_nonfinite:
+            if self._skips:
                 logs["skipped_steps"] = self.skipped_steps
+
+    @property
+    def _monitored(self) -> Any:
+        """The optimizer that knows the norm: under `mixed_float16`, Keras wraps it."""
+        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+
+    @property
+    def _skips(self) -> bool:
+        return self._monitored.skip_nonfinite or self.model.optimizer is not self._monitored
+
+    def _loss_scale(self) -> float:
+        """The factor that `mixed_float16` trains the loss with; 1 where there is none."""
+        optimizer = self.model.optimizer
+        if optimizer is self._monitored:
+            return 1.0
+        if not optimizer.built:
+            return optimizer.initial_scale
+        return float(ops.convert_to_numpy(optimizer.dynamic_scale))

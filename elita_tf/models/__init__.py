@@ -8,6 +8,7 @@ from elita_tf.models.export import export_litert, export_onnx, export_saved_mode
 from elita_tf.models.gpt2 import load_gpt2_embeddings
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
 from elita_tf.models.registry import register_feed_forward, register_mixer
+from elita_tf.models.safetensors import export_safetensors
 
 __all__ = [
     "ElitaBackbone",
@@ -18,6 +19,7 @@ __all__ = [
     "architectures",
     "export_litert",
     "export_onnx",
+    "export_safetensors",
     "export_saved_model",
     "load_gpt2_embeddings",
     "register_feed_forward",

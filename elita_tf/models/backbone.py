@@ -10,7 +10,13 @@ import keras_hub
 from elita_tf.layers.arguments import reject_unknown
 from elita_tf.layers.segments import follow_segments, positions_of, require_state
 from elita_tf.models import registry
-from elita_tf.models.blocks import Block, ResidualBranch, Runner, run_directly
+from elita_tf.models.blocks import (
+    Block,
+    ResidualBranch,
+    Runner,
+    require_no_remat_scope,
+    run_directly,
+)
 from elita_tf.models.inputs import (
     OptionalInputs,
     mixer_tensors,
@@ -19,6 +25,13 @@ from elita_tf.models.inputs import (
     symbolic_inputs,
 )
 from elita_tf.models.learned_positions import LearnedPositions
+from elita_tf.models.saving import (
+    Saving,
+    plain_policy,
+    require_no_quantized,
+    require_quantizable,
+    saved_policy,
+)
 from elita_tf.ops.arguments import require_positive
 from elita_tf.packaged_presets import PackagedPresets
 
@@ -42,7 +55,7 @@ _LAYOUTS = {
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
-class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
+class ElitaBackbone(PackagedPresets, Saving, OptionalInputs, keras_hub.models.Backbone):
     """A pre-norm decoder with a mixer and a feed-forward in every block.
 
         x = embedding(token_ids)
@@ -87,7 +100,7 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
 
     Raises:
         ValueError: an unknown argument, name or option, a size below 1, or a pattern of mixers that
-            does not divide the blocks.
+            does not divide the blocks; on TensorFlow, within `keras.RematScope`.
 
     Example:
 
@@ -121,6 +134,8 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
     ) -> None:
         own = inspect.signature(ElitaBackbone.__init__).parameters
         reject_unknown("ElitaBackbone", kwargs, [*list(own)[1:-1], "name", "trainable"])
+        require_no_remat_scope("ElitaBackbone")
+        dtype = plain_policy(dtype)
         sizes = {"num_heads": num_heads, "context_length": context_length}
         sizes["window_length"] = context_length if window_length is None else window_length
         require_positive(
@@ -319,9 +334,38 @@ class ElitaBackbone(PackagedPresets, OptionalInputs, keras_hub.models.Backbone):
         scale = embedding.embeddings_scale if tied else embedding.reverse_embeddings_scale
         return keras.ops.cast(kernel, self.compute_dtype) / scale[:, None]
 
+    def quantize(
+        self, mode: str | None = None, config: Any = None, filters: Any = None, **kwargs: Any
+    ) -> None:
+        """As in Keras: int8 for the kernels and embeddings, or float8 for training.
+
+        Args:
+            mode: "int8" or "float8".
+            config: a `keras.quantizers.Int8QuantizationConfig` in its place.
+            filters: of `keras.Model.quantize`: which layers.
+            **kwargs: of `keras.Model.quantize`.
+
+        Raises:
+            ValueError: another mode, a model that is quantized already, or one with LoRA factors.
+                Nothing has changed then.
+        """
+        require_quantizable(self, mode, config)
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+
+    def enable_lora(self, rank: int, target_layer_names: list[str] | None = None) -> None:
+        """As in KerasHub; files hold the factors merged into their kernels.
+
+        Raises:
+            ValueError: the model is quantized.
+        """
+        require_no_quantized(self)
+        super().enable_lora(rank, target_layer_names)
+
     def get_config(self) -> dict[str, Any]:
         return {
-            **super().get_config(),
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(saved_policy(self)),
             "vocabulary_size": self.vocabulary_size,
             "num_layers": self.num_layers,
             "hidden_dim": self.hidden_dim,

@@ -81,3 +81,15 @@ def draws_random_numbers(block: Block) -> bool:
     layers = (block.mixer.layer, block.feed_forward.layer)
     names = [variable.name for layer in layers for variable in layer.variables]
     return "seed_generator_state" in names
+
+
+def require_no_remat_scope(owner: str) -> None:
+    """Raises ValueError within `keras.RematScope` on TensorFlow, where it fails in `fit`."""
+    # Layers remember the scope that they are made in; Keras has no other way to ask.
+    mode = getattr(keras.layers.Identity(name="probe"), "_remat_mode", None)
+    if mode is not None and keras.backend.backend() == "tensorflow":
+        raise ValueError(
+            f"{owner} does not train within keras.RematScope on TensorFlow, as Keras passes "
+            "keywords that TensorFlow's custom gradients refuse. Leave the scope, and pass "
+            "rematerialize=True to ElitaCausalLM."
+        )

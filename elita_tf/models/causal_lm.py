@@ -9,12 +9,17 @@ from keras import ops
 
 from elita_tf.layers.arguments import reject_unknown, require_flag
 from elita_tf.models.backbone import ElitaBackbone
-from elita_tf.models.blocks import draws_random_numbers, run_rematerialized
+from elita_tf.models.blocks import (
+    draws_random_numbers,
+    require_no_remat_scope,
+    run_rematerialized,
+)
 from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
 from elita_tf.models.inputs import OptionalInputs, require_ids, require_inputs
 from elita_tf.models.losses import TokenMean, token_weights, weigh_labels, weight_of_batch
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
+from elita_tf.models.saving import Saving
 from elita_tf.models.scoring import Scoring
 from elita_tf.models.training_data import CheckedData
 from elita_tf.ops import linear_cross_entropy
@@ -27,7 +32,13 @@ _BLOCKS_IN_ONE_PROGRAM = 4
 
 @keras.saving.register_keras_serializable(package="elita_tf")
 class ElitaCausalLM(
-    PackagedPresets, OptionalInputs, CheckedData, Scoring, Generation, keras_hub.models.CausalLM
+    PackagedPresets,
+    Saving,
+    OptionalInputs,
+    CheckedData,
+    Scoring,
+    Generation,
+    keras_hub.models.CausalLM,
 ):
     """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
 
@@ -252,14 +263,25 @@ class ElitaCausalLM(
     def get_compile_config(self) -> dict[str, Any]:
         """As compiled: "auto" chooses anew where the model is loaded."""
         config = super().get_compile_config()
-        return config and {**config, "jit_compile": self._asked_jit_compile}
+        sampler = keras_hub.samplers.serialize(self.sampler)
+        return config and {**config, "jit_compile": self._asked_jit_compile, "sampler": sampler}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as saved, so that a reloaded model goes on with its optimizer's state."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        sampler = keras_hub.samplers.deserialize(config["sampler"])
+        rest = {name: value for name, value in config.items() if name != "sampler"}
+        self.compile(**keras.saving.deserialize_keras_object(rest), sampler=sampler)
         self.optimizer.build(self.trainable_variables)
 
+    def quantize(self, mode: str | None = None, **kwargs: Any) -> None:
+        """Quantizes the backbone: see `ElitaBackbone.quantize`."""
+        # Of the model's layers, a tokenizer could not be quantized.
+        self.backbone.quantize(mode, **kwargs)
+        self.train_function = self.test_function = self.predict_function = None
+        self._post_quantize(mode)
+
     def make_train_function(self, force: bool = False) -> Any:
+        require_no_remat_scope(self.name)
         # Variables that come up while TensorFlow traces the step have it trace once more.
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)

@@ -1,5 +1,8 @@
 """The language model for use without this package: SavedModel, LiteRT and ONNX (TensorFlow only).
 
+LiteRT and ONNX files compute in float32, whatever the dtype policy of the model is: their runtimes
+lack operations in 16 and in 64 bits.
+
 Signatures of the SavedModel, all with named, flat inputs and outputs:
 
     serve          token_ids (batch, time)                     -> logits (batch, time, vocabulary)
@@ -26,8 +29,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import ops
 
+from elita_tf.models.backbone import ElitaBackbone
 from elita_tf.models.causal_lm import ElitaCausalLM
+from elita_tf.models.saving import is_quantized
 from elita_tf.ops.arguments import require_positive
 
 # A function, and what it takes by name.
@@ -50,7 +56,7 @@ def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
             holds something else.
     """
     _require_exportable(model)
-    _require_free(path, _is_saved_model, "a SavedModel")
+    require_free(path, _is_saved_model, "a SavedModel")
     token_ids, mask = (tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.bool))
     state = _state_specs(model, None)
 
@@ -70,7 +76,7 @@ def export_saved_model(model: ElitaCausalLM, path: Path | str) -> None:
     }
     if model.preprocessor is not None:
         endpoints |= _text_endpoints(model)
-    with _in_place_of(path) as temporary:
+    with in_place_of(path) as temporary:
         _save(model, temporary, endpoints)
 
 
@@ -83,18 +89,24 @@ def export_litert(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -
         batch_size: rows of token ids and of every leaf of the state.
 
     Raises:
-        ValueError: on another backend than TensorFlow, for what is no model, and for a path that
-            holds something else.
+        ValueError: on another backend than TensorFlow, for what is no model, for a quantized model,
+            and for a path that holds something else.
     """
     _require_exportable(model, batch_size)
-    _require_free(path, _is_litert, "a LiteRT file")
+    require_free(path, _is_litert, "a LiteRT file")
+    if is_quantized(model):
+        raise ValueError(
+            f"LiteRT can't convert `{model.name}`, which is quantized. Export the model as it was "
+            "before `quantize`, or as ONNX, which takes int8."
+        )
+    model = _in_float32(model)
     with tempfile.TemporaryDirectory() as folder:
         token_ids = tf.TensorSpec([batch_size], tf.int32)
         specs = {"token_ids": token_ids, **_state_specs(model, batch_size)}
         _save(model, folder, {"step": (_step(model), specs)})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["step"])
         converted = converter.convert()
-    with _in_place_of(path) as temporary:
+    with in_place_of(path) as temporary:
         temporary.write_bytes(converted)
 
 
@@ -115,11 +127,12 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
             holds something else.
     """
     _require_exportable(model, batch_size)
-    _require_free(path, _is_onnx, "an ONNX file")
+    require_free(path, _is_onnx, "an ONNX file")
     if find_spec("tf2onnx") is None:
         raise ImportError('ONNX needs tf2onnx: pip install "elita_tf[onnx]".')
     import tf2onnx
 
+    model = _in_float32(model)
     state = _state_specs(model, batch_size)
     step = _step(model)
 
@@ -129,7 +142,7 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
 
     specs = [tf.TensorSpec([batch_size], tf.int32, "token_ids")]
     specs += [tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in state.items()]
-    with _in_place_of(path) as temporary:
+    with in_place_of(path) as temporary:
         tf2onnx.convert.from_function(
             tf.function(flat_step, input_signature=specs),
             input_signature=specs,
@@ -138,9 +151,14 @@ def export_onnx(model: ElitaCausalLM, path: Path | str, batch_size: int = 1) -> 
         )
 
 
-def _require_exportable(model: Any, batch_size: Any = 1) -> None:
+def require_model(model: Any) -> None:
+    """Raises ValueError for what no export takes."""
     if not isinstance(model, ElitaCausalLM):
         raise ValueError(f"Expected an ElitaCausalLM to export; received {model!r}.")
+
+
+def _require_exportable(model: Any, batch_size: Any = 1) -> None:
+    require_model(model)
     require_positive("an export", batch_size=batch_size)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -150,7 +168,7 @@ def _require_exportable(model: Any, batch_size: Any = 1) -> None:
         )
 
 
-def _require_free(path: Path | str, is_former: Callable[[Path], bool], kind: str) -> None:
+def require_free(path: Path | str, is_former: Callable[[Path], bool], kind: str) -> None:
     """Raises ValueError where an export would replace what is no former export of its kind."""
     path = Path(path).expanduser()
     empty = path.is_dir() and not any(path.iterdir()) and is_former is _is_saved_model
@@ -181,7 +199,7 @@ def _beginning(path: Path) -> bytes:
 
 
 @contextmanager
-def _in_place_of(path: Path | str) -> Iterator[Path]:
+def in_place_of(path: Path | str) -> Iterator[Path]:
     """Gives a path beside, and in the end what was written there takes the place of `path`."""
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +216,21 @@ def _in_place_of(path: Path | str) -> Iterator[Path]:
     finally:
         for each in (temporary, former):
             shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+
+
+def _in_float32(model: ElitaCausalLM) -> ElitaCausalLM:
+    """The model, or one of the same weights whose policy is float32."""
+    backbone = model.backbone
+    if backbone.compute_dtype == backbone.variable_dtype == "float32":
+        return model
+    if is_quantized(backbone):
+        raise ValueError(
+            f"`{model.name}` is quantized and computes in {backbone.compute_dtype}; ONNX needs "
+            "float32. Quantize a model that was loaded with dtype='float32'."
+        )
+    copied = ElitaBackbone.from_config({**backbone.get_config(), "dtype": "float32"})
+    copied.set_weights([ops.convert_to_numpy(weight) for weight in backbone.weights])
+    return ElitaCausalLM(copied, compile=False)
 
 
 def _state_specs(model: ElitaCausalLM, batch_size: int | None) -> dict[str, tf.TensorSpec]:

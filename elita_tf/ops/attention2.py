@@ -303,7 +303,7 @@ def _difference(logit: Any, anchor: Any, log_decay: Any = None) -> Any:
     if log_decay is not None:
         kept = ops.logical_and(kept, log_decay > -float("inf"))
         difference = difference + log_decay
-    return ops.where(kept, difference, ops.full_like(anchor, -float("inf")))
+    return ops.where(kept, difference, -float("inf"))
 
 
 def _initial_state(

@@ -5,7 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from elita_tf.models import export_litert, export_onnx, export_saved_model
+from elita_tf.models import (
+    export_litert,
+    export_onnx,
+    export_safetensors,
+    export_saved_model,
+)
 from elita_tf.runs.command_line import add_model_source, command_parser, explained, path
 from elita_tf.runs.generation import load_model
 
@@ -13,6 +18,7 @@ FORMATS: dict[str, tuple[str, Callable[[Any, Path], None]]] = {
     "saved_model": ("saved_model", export_saved_model),
     "litert": ("step.tflite", export_litert),
     "onnx": ("step.onnx", export_onnx),
+    "safetensors": ("model.safetensors", export_safetensors),
 }
 
 
@@ -21,8 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = command_parser(
         "export",
-        "Writes a model for use without this package: whole as a SavedModel, or its one-token "
-        "step for LiteRT or ONNX.",
+        "Writes a model for use without this package: whole as a SavedModel, its one-token step "
+        "for LiteRT or ONNX, or its weights as safetensors.",
         "--run_dir runs/quickstart",
         "--run_dir runs/quickstart --format onnx --output step.onnx",
         "--preset elita_wikitext2 --output served",

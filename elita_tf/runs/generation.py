@@ -25,6 +25,9 @@ from elita_tf.runs.command_line import add_model_source, command_parser, explain
 NUM_SAMPLES, PROMPT_WORDS, SAMPLE_TOKENS = 3, 4, 60
 # A line of prose: it begins with a word and has several after it.
 _PROSE = re.compile(rf"\s*((?:[A-Za-z][A-Za-z',]*\s+){{{PROMPT_WORDS}}})[A-Za-z]")
+# What a model card says of the training text, by the name of the corpus.
+_WIKITEXT = {"license": "cc-by-sa-3.0", "datasets": ["Salesforce/wikitext"]}
+ORIGINS = {"wikitext-2": _WIKITEXT, "wikitext-103": _WIKITEXT}
 # What each takes of the temperature and the seed.
 SAMPLERS: dict[str, Callable[[float, int | None], keras_hub.samplers.Sampler]] = {
     "greedy": lambda temperature, seed: keras_hub.samplers.GreedySampler(),
@@ -143,14 +146,18 @@ def stream(
             logits, state = decoder.step(token, state)
 
 
-def keep_for_use(run_dir: Path, model: ElitaCausalLM, text: Split) -> None:
+def keep_for_use(
+    run_dir: Path, model: ElitaCausalLM, text: Split, origin: dict[str, Any] | None = None
+) -> None:
     """Writes what a run is for into its folder: `preset`, and texts in `sample.txt`.
 
-    The texts go on from the first words of sentences of `text`, which are marked by brackets.
+    The texts go on from the first words of sentences of `text`, which are marked by brackets. What
+    is known of the training text, `origin`, stands in the model card: license and datasets.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_to_preset(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / run_dir.resolve().name  # the card names the model by its folder
+        model.save_to_preset(folder, **(origin or {}))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         names = [f"{run_folder.PRESET}/{path.relative_to(folder).as_posix()}" for path in files]
         run_folder.record(run_dir, run_folder.SAMPLE, *names)
         for name, file in zip(names, files, strict=True):

@@ -17,9 +17,11 @@ import numpy as np
 
 from elita_tf.data import encode_split, load_corpus, load_tokenizer
 from elita_tf.models import ElitaCausalLM
+from elita_tf.models.model_card import describe, front_matter
 from elita_tf.runs.assembly import load_run
 from elita_tf.runs.command_line import command_parser, path
 from elita_tf.runs.evaluation import evaluate
+from elita_tf.runs.generation import ORIGINS
 from elita_tf.runs.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -30,19 +32,11 @@ SOURCE = (
     "WikiText-2 (Merity et al., Pointer Sentinel Mixture Models, 2016, arXiv:1609.07843), "
     "articles from Wikipedia by its contributors"
 )
-CARD = """---
-library_name: keras-hub
-pipeline_tag: text-generation
-language: en
-license: cc-by-sa-3.0
-datasets: Salesforce/wikitext
----
+CARD = """{front_matter}
 
 # {name}
 
-A decoder language model of {parameters:,} parameters with a state of constant size: {mixers} and
-`{feed_forward}` in {num_layers} blocks of width {hidden_dim}, a SentencePiece vocabulary of
-{vocabulary_size:,}, from the package elita_tf.
+{description}, from the package elita_tf.
 
     from elita_tf.models import ElitaCausalLM
     model = ElitaCausalLM.from_preset("{name}")
@@ -90,7 +84,11 @@ def halve_weights(path: Path) -> None:
 
             def copy(name: str, item: Any) -> None:
                 if isinstance(item, h5py.Dataset):
-                    target.create_dataset(name, data=item[()].astype("float16"))
+                    numbers = item[()]
+                    is_float = numbers.dtype.kind == "f"
+                    target.create_dataset(
+                        name, data=numbers.astype("float16") if is_float else numbers
+                    )
                 else:
                     target.require_group(name)
                 target[name].attrs.update(item.attrs)
@@ -131,11 +129,13 @@ def card(name: str, run_dir: Path, data_dir: Path | None, loss: float) -> str:
     changed = {"learning_rate": recipe.learning_rate, "steps": recipe.steps, "seed": recipe.seed}
     overrides = " ".join(f"{key}={value:g}" for key, value in changed.items())
     return CARD.format(
-        **backbone.get_config() | {"name": name, "mixers": ", ".join(backbone.mixers)},
-        parameters=backbone.count_params(),
+        name=name,
+        front_matter=front_matter(**ORIGINS["wikitext-2"]),
+        description=describe(backbone),
         source=SOURCE,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
+        context_length=recipe.context_length,
         command=(
             f"elita train --recipe {recipe.architecture.replace('_', '-')}"
             f"-wikitext2-tuned --data_dir DIR --run_dir RUN --set {overrides}"

@@ -43,8 +43,8 @@ TRAINING_FILES = (
     *("best.weights.h5", "last.weights.h5"),
 )
 PRESET_FILES = (
-    *("preset/config.json", "preset/metadata.json", "preset/model.weights.h5"),
-    *("preset/preprocessor.json", "preset/task.json", "preset/tokenizer.json"),
+    *("preset/README.md", "preset/config.json", "preset/metadata.json", "preset/task.json"),
+    *("preset/model.weights.h5", "preset/preprocessor.json", "preset/tokenizer.json"),
 )
 TOKENIZER_FILES = ("sentencepiece.model", "vocab.json", "merges.txt")
 RESULTS = (SUMMARY, SAMPLE, f"{PRESET}/", "evaluation-")

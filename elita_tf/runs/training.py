@@ -28,7 +28,7 @@ from elita_tf.runs.assembly import (
 )
 from elita_tf.runs.command_line import command_parser, explained, path
 from elita_tf.runs.evaluation import losses_by_position, report
-from elita_tf.runs.generation import keep_for_use
+from elita_tf.runs.generation import ORIGINS, keep_for_use
 from elita_tf.runs.recipe import Recipe, load_recipe
 from elita_tf.runs.request import Mode, Request, opened
 
@@ -191,6 +191,7 @@ def carry_out(request: Request, tensorboard: bool = False) -> dict[str, Any]:
             run_dir,
             text_model(model, setup.tokenizer, recipe.context_length),
             setup.corpus["valid"],
+            ORIGINS.get(recipe.corpus),
         )
     # Last, so that a run that is killed before it is not taken for finished.
     run_folder.record(run_dir, run_folder.SUMMARY)

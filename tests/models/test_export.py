@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from elita_tf import layers
 from elita_tf.models import (
     ElitaBackbone,
     ElitaCausalLM,
@@ -56,7 +57,7 @@ if len(sys.argv) > 2:
 """
 
 
-def make_model(name: str, preprocessor: Any = None) -> ElitaCausalLM:
+def make_model(name: str, preprocessor: Any = None, dtype: str | None = None) -> ElitaCausalLM:
     keras.utils.set_random_seed(3)
     changes = {"learned_positions": True} if name == "learned_positions" else {}
     base = architectures["gla" if name == "learned_positions" else name]
@@ -64,7 +65,8 @@ def make_model(name: str, preprocessor: Any = None) -> ElitaCausalLM:
     if name != "hybrid":
         sizes["num_layers"] = 1
     vocabulary = preprocessor.tokenizer.vocabulary_size() if preprocessor else 23
-    model = ElitaCausalLM(ElitaBackbone(vocabulary, **{**base, **sizes, **changes}), preprocessor)
+    arguments = {**base, **sizes, **changes, "dtype": dtype}
+    model = ElitaCausalLM(ElitaBackbone(vocabulary, **arguments), preprocessor)
     model.compile(sampler="greedy", run_eagerly=True)
     return randomized(model, scale=0.4)
 
@@ -150,11 +152,11 @@ def test_random_samples_differ(tokenizers: dict, tmp_path: Path) -> None:
     assert len(texts) == 3
 
 
-def chain(model: ElitaCausalLM, step: Callable[[dict], dict]) -> None:
+def chain(model: ElitaCausalLM, step: Callable[[dict], dict], steps: int = STEPS) -> None:
     """Compares a chain of steps with the model's own."""
     live = model.backbone.get_initial_state(1)
     other = {name: np.array(leaf) for name, leaf in live.items()}
-    for token in np.random.default_rng(4).integers(0, 23, STEPS):
+    for token in np.random.default_rng(4).integers(0, 23, steps):
         ids = np.array([token], "int32")
         logits, live = model.step(ids, live)
         outputs = step({"token_ids": ids, **other})
@@ -176,21 +178,89 @@ def test_litert(name: str, tmp_path: Path) -> None:
     assert b"Flex" not in content
 
 
-@pytest.mark.long
-@EVERY
-def test_onnx(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("tf2onnx")
+def onnx_step(path: Path) -> Callable[[dict], dict]:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = make_model(name)
-    export.export_onnx(model, tmp_path / "step.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    session = onnxruntime.InferenceSession(path)
     names = [output.name for output in session.get_outputs()]
 
     def step(inputs: dict) -> dict:
         outputs = dict(zip(names, session.run(None, inputs), strict=True))
         return {name.removesuffix("_next"): value for name, value in outputs.items()}
 
-    chain(model, step)
+    return step
+
+
+@pytest.mark.long
+@EVERY
+def test_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx")
+    model = make_model(name)
+    export.export_onnx(model, tmp_path / "step.onnx")
+    chain(model, onnx_step(tmp_path / "step.onnx"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16", "mixed_float16", "float64"])
+@pytest.mark.parametrize("writer", ["onnx", "litert"])
+def test_steps_compute_in_float32_under_every_policy(
+    writer: str, dtype: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("tf2onnx" if writer == "onnx" else "ai_edge_litert")
+    model, path = make_model("transformer", dtype=dtype), tmp_path / "deep" / "step"
+    if writer == "onnx":
+        export.export_onnx(model, path)
+        step = onnx_step(path)
+    else:
+        from ai_edge_litert.interpreter import Interpreter
+
+        export.export_litert(model, path)
+        runner = Interpreter(str(path)).get_signature_runner("step")
+
+        def step(inputs: dict) -> dict:
+            return runner(**inputs)
+
+    sizes = {**model.backbone.get_config(), "dtype": "float32"}
+    exact = ElitaCausalLM(ElitaBackbone.from_config(sizes))
+    exact.set_weights([np.array(keras.ops.cast(w, "float32")) for w in model.weights])
+    chain(exact, step, 3)
+    assert {w.dtype for w in model.weights} <= {dtype.removeprefix("mixed_"), "float32"}
+
+
+@pytest.mark.long
+def test_what_is_quantized_goes_to_onnx_and_not_to_litert(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx")
+    model = make_model("elita_gated")
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="quantized. Export the model as it was"):
+        export.export_litert(model, tmp_path / "step.tflite")
+    export.export_onnx(model, tmp_path / "step.onnx")
+    chain(model, onnx_step(tmp_path / "step.onnx"), 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step.onnx"]
+
+
+@pytest.mark.parametrize("decay", [None, "gated"])
+def test_a_step_that_keras_writes_as_onnx_begins_empty(decay: str | None, tmp_path: Path) -> None:
+    """With a free batch: arrays of -inf became products there, and those NaN."""
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    streaming = layers.Streaming(layers.Attention2(num_heads=2, context_length=5, decay=decay))
+    x = np.random.default_rng(2).normal(size=(3, 1, 8)).astype("float32")
+    streaming.build(x.shape)
+    state = {name: np.array(leaf) for name, leaf in streaming.get_initial_state(3).items()}
+    inputs = {
+        name: keras.Input(leaf.shape[1:], dtype=leaf.dtype.name, name=name)
+        for name, leaf in state.items()
+    }
+    inputs["x"] = keras.Input((1, 8), name="x")
+    step = keras.Model(inputs, streaming(inputs["x"], {name: inputs[name] for name in state}))
+    randomized(step)
+    expected = keras.tree.flatten(step({**state, "x": x}))
+    step.export(tmp_path / "step.onnx", format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    given = {each.name: {**state, "x": x}[each.name] for each in session.get_inputs()}
+    received = session.run(None, given)
+    for output, value in zip(received, expected, strict=True):
+        helpers.assert_close(output, np.array(value), 1e-5)
 
 
 @EVERY

@@ -12,6 +12,7 @@ from elita_tf.models import (
     ElitaCausalLMPreprocessor,
     ElitaTokenizer,
 )
+from elita_tf.models.model_card import front_matter
 from elita_tf.packaged_presets import FOLDER, PRESETS
 from tests.helpers import jitted
 
@@ -59,5 +60,6 @@ def test_the_package_stays_small_and_names_licences(name: str) -> None:
     sizes = [path.stat().st_size for path in (FOLDER / name).rglob("*") if path.is_file()]
     assert sum(sizes) < 1_000_000
     attribution = (Path(__file__).parent / name / "README.md").read_text(encoding="utf-8")
+    assert card_of(name).startswith(front_matter("cc-by-sa-3.0", ["Salesforce/wikitext"]))
     for text in (card_of(name), attribution):
         assert "CC BY-SA 3.0" in text and "WikiText-2" in text
