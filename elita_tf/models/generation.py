@@ -160,16 +160,18 @@ class Generation:
             state: of `read`, where to go on from. A state of one row serves every prompt.
 
         Returns:
-            A text for a text, a list for a list. Of ids always a dict of `token_ids` and
-            `padding_mask`, (batch, max_length), padded at the end.
+            A text for a text, a list for a list. For ids in any form a dict of `token_ids` and
+            `padding_mask`, (batch, max_length), padded at the end; without the batch axis for a
+            single row.
 
         Raises:
             ValueError: a prompt that is empty or longer than `max_length`, `segment_ids`, a mask
                 of another shape, ids outside of the vocabulary, or a state of other rows.
 
-        Prompts of one batch may have different lengths with every sampler. (KerasHub's own loop,
-        which exported models and `generate_step` use for beam and contrastive search, lets a beam
-        that is to be overwritten by a longer prompt decide between the beams.)
+        Prompts of one batch may have different lengths with every sampler. KerasHub's own loop for
+        beam search has a fault there (0.32): tokens that a longer prompt replaces decide between
+        the beams. So prompts of one length are searched together here. Exported models and
+        `generate_step` keep KerasHub's loop: with a search, give them prompts of one length.
         """
         if hasattr(inputs, "as_numpy_iterator"):
             options = (max_length, stop_token_ids, strip_prompt, state)
@@ -203,8 +205,8 @@ class Generation:
     ) -> Iterator[Any]:
         """Go on with one prompt, and give what is added as it comes.
 
-        The pieces together are what `generate` gives with `strip_prompt=True`. Every token costs
-        the same, however many came before.
+        The prompt and the pieces together are what `generate` gives. Every token costs the same,
+        however many came before.
 
         Args:
             prompt: one text, or the ids of one, as `generate` takes them.
@@ -333,19 +335,20 @@ class Generation:
         def advance(state: State, num_tokens: Any) -> tuple[Any, State]:
             return decoding.advance(step, sampler, state, num_tokens, model=self)
 
+        # LoRA and quantization put other variables in their places.
+        variables = tuple(map(id, self.variables))
         return Decoder(
             self.backbone.get_initial_state,
-            self._program("read", read),
-            None if sampler is None else self._program("advance", advance, sampler),
+            self._program(("read", variables), read),
+            sampler and self._program(("advance", variables), advance, sampler),
         )
 
-    def _program(self, name: Any, function: Callable, sampler: Any = None) -> Callable:
-        """The function as compiled before, for this sampler and these variables."""
-        key = (name, id(sampler), self.run_eagerly, tuple(map(id, self.variables)))
+    def _program(self, key: Any, function: Callable, sampler: Any = None) -> Callable:
+        """The function as it was compiled for this key and sampler before."""
+        self._programs = self._programs or Programs()  # of a model that is not compiled
         # The sampler is kept too, as another one could get its id.
         make = partial(decoding.compiled, function, self, sampler)
-        self._programs = self._programs or Programs()  # of a model that is not compiled
-        return self._programs.get(key, lambda: (make(), sampler))[0]
+        return self._programs.get((key, id(sampler)), lambda: (make(), sampler))[0]
 
     def _sampler(self, sampler: Any) -> Any:
         """The sampler of a stream, by default the model's."""

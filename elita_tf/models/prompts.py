@@ -142,8 +142,9 @@ def _rows(model: str, ids: Any, is_mask: bool = False) -> tuple[list[np.ndarray]
     ids = ops.convert_to_numpy(ids) if ops.is_tensor(ids) else ids
     is_scalar = not isinstance(ids, list | tuple) and np.ndim(ids) == 0
     rows = [] if is_scalar else [np.asarray(row) for row in ids]
-    is_single = bool(rows) and not any(row.ndim for row in rows)
-    rows = [np.stack(rows)] if is_single else rows
+    # No ids at all are one prompt, which may be empty with a state.
+    is_single = not is_scalar and np.ndim(ids[:1]) == 1 and not any(row.ndim for row in rows)
+    rows = [np.array(rows)] if is_single else rows
     if is_mask:
         return [row.astype(bool) for row in rows], is_single
     wrong = [row for row in rows if row.ndim != 1 or (row.size and row.dtype.kind not in "iu")]

@@ -65,7 +65,8 @@ def search_rows(
     Rows of one length are searched together.
     """
     function = partial(search, model, stops=tuple(stops) or None)
-    program = model._program(("search", *stops), function, model.sampler)
+    variables = tuple(map(id, model.variables))
+    program = model._program(("search", variables, *stops), function, model.sampler)
     state = model.backbone.get_initial_state(len(rows)) if state is None else state
     shift = max(_FEWEST_COLUMNS, 1 << (num_columns - 1).bit_length()) - num_columns
     lengths, found = np.array([len(row) for row in rows]), [np.zeros(0)] * len(rows)

@@ -87,7 +87,8 @@ def test_max_length_widens_and_narrows_ids(model: ElitaCausalLM) -> None:
         (ROWS, 5.0, "max_length"),
         (ROWS, True, "max_length"),
         ([[3], []], 5, "Prompt 1 is empty"),
-        ([], 5, "received"),
+        ([], 5, "Prompt 0 is empty"),
+        (np.zeros((0, 4), int), 5, "received"),
         (7, 5, "received"),
         (None, 5, "received"),
         ([[0.5, 1.0]], 5, "float64"),
@@ -143,6 +144,7 @@ def test_kerashub_still_lets_a_longer_prompt_choose_between_beams() -> None:
     assert not np.allclose(search(forced=1), search(forced=0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["beam", "contrastive"])
 def test_a_search_gives_prompts_of_any_lengths_what_each_gets_alone(
     model: ElitaCausalLM, sampler: str

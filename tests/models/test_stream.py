@@ -93,7 +93,10 @@ def test_a_stream_and_a_state_give_what_generate_gives(
     assert streamed(model, None, 20, state=state) == expected
 
 
-@pytest.mark.parametrize("sampler", ["random", "beam", "contrastive"])
+@pytest.mark.parametrize(
+    "sampler",
+    ["random", *(pytest.param(each, marks=pytest.mark.long) for each in ("beam", "contrastive"))],
+)
 def test_every_sampler_goes_on_from_a_state(sampler: str) -> None:
     def generate(*arguments: Any, **kwargs: Any) -> list[list[int]]:
         seed = {"seed": 4} if sampler == "random" else {}
@@ -109,8 +112,8 @@ def test_every_sampler_goes_on_from_a_state(sampler: str) -> None:
         assert generate(None, 4, state=model.read(prompt)) == generate(prompt, 10)
 
 
-def test_prompts_of_any_lengths_are_read_and_go_on_by_rows() -> None:
-    model, rows = make_model("hybrid"), [ids(9), ids(4, seed=5), ids(1, seed=6)]
+def test_prompts_of_any_lengths_are_read_and_go_on_by_rows(model: ElitaCausalLM) -> None:
+    rows = [ids(9), ids(4, seed=5), ids(1, seed=6)]
     state = model.read(rows)
     expected = [streamed(model, row, len(row) + 8) for row in rows]
     assert generated(model, None, 8, state=state) == expected
@@ -208,7 +211,7 @@ def test_the_work_for_a_piece_does_not_grow(tokenizers: dict) -> None:
         ({"sampler": "beam"}, "BeamSampler"),
         ({"sampler": 0.5}, "sampler"),
         ({"max_length": 0}, "max_length"),
-        ({"prompt": []}, "received"),
+        ({"prompt": []}, "Prompt 0 is empty"),
         ({"state": 3}, "dict"),
         ({"state": {}}, "lacks"),
     ],
