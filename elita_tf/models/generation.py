@@ -348,7 +348,8 @@ class Generation:
         self._programs = self._programs or Programs()  # of a model that is not compiled
         # The sampler is kept too, as another one could get its id.
         make = partial(decoding.compiled, function, self, sampler)
-        return self._programs.get((key, id(sampler)), lambda: (make(), sampler))[0]
+        key = (key, id(sampler), self.run_eagerly)
+        return self._programs.get(key, lambda: (make(), sampler))[0]
 
     def _sampler(self, sampler: Any) -> Any:
         """The sampler of a stream, by default the model's."""

@@ -149,6 +149,7 @@ def test_the_pieces_of_a_text_are_the_text(kind: str, tokenizers: dict) -> None:
     assert model.generate("", count, None, strip_prompt=True, state=state).strip(" ") in whole
 
 
+@helpers.tensorflow_only  # eager, as the ids come from a list
 def test_a_text_ends_at_the_end_token(tokenizers: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = make_model(tokenizer=tokenizers["lossless"]), tokenizers["lossless"]
     given = [*tokenizer(" and 4 make"), tokenizer.end_token_id, *tokenizer(" more")]
