@@ -1,6 +1,6 @@
 """Decoding one token: latency and size of the state by position, against a key-value cache.
 
-    python benchmarks/decode.py [--short] [--output DIR]
+    python benchmarks/decode.py [--short] [--output DIR] [--stream] [--state]
 
 ELiTA and GLA read a random prompt up to the position, in pieces through `model.prefill`; then
 single tokens are timed, the models in turn. The Transformer of the same size has a window as long
@@ -11,10 +11,15 @@ without a copy or a projection. Positions whose copies do not fit in 8 GiB are l
 
 Before any figure, a step after a prefill in pieces equals the full forward pass of the same model
 in float64, for every model.
+
+`--stream` times `model.stream` of the packaged preset instead: tokens a second at positions 100 and
+100,000, and the first token of a prompt. `--state` reads 100,000 tokens once, goes on from them ten
+times, and compares the file of the state in another process.
 """
 
 from typing import Any
 
+import conversation
 import harness
 import numpy as np
 import tensorflow as tf
@@ -156,7 +161,14 @@ def plot(lines: list[dict[str, Any]]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check, read on from position to position, time, write."""
-    options = harness.parse(__doc__, arguments)
+    modes = {"stream": conversation.stream, "state": conversation.state}
+    flags = {name: f"only: {mode.__doc__}" for name, mode in modes.items()}
+    options = harness.parse(__doc__, arguments, **flags)
+    for name, mode in modes.items():
+        if getattr(options, name):
+            mode(harness.Report(f"decode_{name}", options))
+    if options.stream or options.state:
+        return
     report = harness.Report("decode", options)
     positions, runs = (SHORT_POSITIONS, 7) if options.short else (POSITIONS, 21)
     errors = {name: parity(name) for name in NAMES}

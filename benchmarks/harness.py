@@ -48,7 +48,7 @@ class Report:
     """The JSON lines of one benchmark, printed and written as they come."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
-        self.name, self.folder = name, options.output
+        self.name, self.folder, self.is_short = name, options.output, options.short
         self.lines: list[dict[str, Any]] = []
         self._common = {"benchmark": name, "short": options.short}
         self._machine = machine()
@@ -70,14 +70,16 @@ class Report:
         print(f"Written: {self.path} and {path}", flush=True)
 
 
-def parse(docstring: str, arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of a benchmark; `train`'s `data_dir` is understood by all."""
+def parse(docstring: str, arguments: list[str] | None = None, **flags: str) -> argparse.Namespace:
+    """The options of a benchmark, with `flags` of its own; all understand `train`'s `data_dir`."""
     parser = argparse.ArgumentParser(
         description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--short", action="store_true", help="fewer and smaller cases")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
     parser.add_argument("--data_dir", type=Path, help="folder with wiki.train.raw (train only)")
+    for name, description in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=description)
     return parser.parse_args(arguments)
 
 

@@ -123,9 +123,12 @@ print(f"{summary['validation_bits_per_byte']:.3f} bits per byte")
 import keras_hub
 
 model = runs.load_run(run_dir)
-model.compile(sampler=keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8, seed=0))
-for text in model.generate(["The", "In the"], max_length=TEXT_LENGTH):
-    print(text, "\n")
+sampler = keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8, seed=0)
+for prompt in ("The", "In the"):
+    print(prompt, end="")
+    for piece in model.stream(prompt, TEXT_LENGTH, sampler):
+        print(piece, end="", flush=True)
+    print("\n")
 
 # %% [markdown]
 # ## Export

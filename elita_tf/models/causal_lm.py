@@ -40,7 +40,7 @@ class ElitaCausalLM(
     Generation,
     keras_hub.models.CausalLM,
 ):
-    """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `prefill` and `step`.
+    """A causal language model on an `ElitaBackbone`: `fit`, `generate`, `stream` and `step`.
 
     Calling it gives logits. `fit` and `evaluate` need none: their loss is the mean cross-entropy
     in nats per token, weights included, through `linear_cross_entropy`, which never holds the
@@ -51,7 +51,8 @@ class ElitaCausalLM(
     that of `evaluate` does not depend on the batch size.
 
     Generation reads the prompt in the parallel form and goes on one step a token. What it keeps
-    of the past is the blocks' state, whose size does not depend on the length.
+    of the past is the blocks' state, whose size does not depend on the length: `stream` gives the
+    text as it comes, `read` the state after a text, and `generate` and `stream` go on from one.
 
     Args:
         backbone: an `ElitaBackbone`.
@@ -200,10 +201,10 @@ class ElitaCausalLM(
                 of that kind share: the first step comes in half the time or less and takes less
                 memory; the steps of small models take up to a tenth longer. "auto" trains with XLA
                 wherever there is one device, on a CPU too, where Keras' own "auto" does not: by
-                blocks where it can and there are more than four. It leaves generation, which gains
-                nothing, to Keras. Pass False for a few steps only, or for batches of ever new
-                shapes: the first step of a shape takes longer. (On JAX, False runs operation by
-                operation.)
+                blocks where it can and there are more than four. Where the whole training step is
+                compiled so, a generated token is, too. Pass False for a few steps only, or for
+                batches of ever new shapes: the first step of a shape takes longer. (On JAX, False
+                runs operation by operation.)
             **kwargs: of `keras_hub.models.CausalLM.compile`, `sampler` among them.
 
         Raises:

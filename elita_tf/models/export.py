@@ -297,5 +297,7 @@ def _save(model: ElitaCausalLM, path: Path | str, endpoints: dict[str, _Endpoint
         kinds = (tf.Module, tf.saved_model.experimental.TrackableResource)
         resources = vars(model.preprocessor.tokenizer).values()
         module.resources = [resource for resource in resources if isinstance(resource, kinds)]
+        end_token_id = model.preprocessor.tokenizer.end_token_id
+        module.end_token_id = tf.Variable(end_token_id, trainable=False)
         module.seeds = [variable.value for variable in model.sampler.variables]
     tf.saved_model.save(module, str(path), signatures=signatures)

@@ -1,24 +1,24 @@
 """Texts token by token, what is kept of a trained model, and the command `elita generate`."""
 
 import argparse
+import math
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
 
 from elita_tf.data import Split
 from elita_tf.files import atomic_path
-from elita_tf.models import ElitaCausalLM
+from elita_tf.models import ElitaCausalLM, decoding
 from elita_tf.runs import run_folder
-from elita_tf.runs.assembly import compiled, load_run
+from elita_tf.runs.assembly import load_run
 from elita_tf.runs.command_line import add_model_source, command_parser, explained, path
 
 # Of the sample that a finished run shows: texts, words of a prompt, tokens of each text.
@@ -43,35 +43,12 @@ SAMPLERS: dict[str, Callable[[float, int | None], keras_hub.samplers.Sampler]] =
 }
 
 
-class Decoder(NamedTuple):
-    """What a stream needs: of a live model, or of a SavedModel.
-
-    tokenize: (prompt, max_length) -> `token_ids` and `padding_mask`, (1, max_length).
-    detokenize: (`token_ids`, `padding_mask`) -> the text of every row.
-    prefill: (`token_ids`, `padding_mask`) -> (logits, state).
-    step: (`token_ids`, state) -> (logits, state).
-    """
-
-    tokenize: Callable[[str, int], dict[str, Any]]
-    detokenize: Callable[[np.ndarray, np.ndarray], list[str]]
-    prefill: Callable[[np.ndarray, np.ndarray], tuple[Any, dict[str, Any]]]
-    step: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
+# (prompt, max_length, sampler) -> pieces of the text after the prompt.
+Stream = Callable[[str, int, keras_hub.samplers.Sampler], Iterator[str]]
 
 
-def live(model: ElitaCausalLM) -> Decoder:
-    """The decoder of a model with a preprocessor."""
-    return Decoder(
-        tokenize=lambda *prompt: model.preprocessor.generate_preprocess(prompt[:1], prompt[1]),
-        detokenize=lambda token_ids, mask: model.preprocessor.tokenizer.detokenize(
-            [row[real].tolist() for row, real in zip(token_ids, mask, strict=True)]
-        ),
-        prefill=compiled(model.prefill),
-        step=compiled(model.step),
-    )
-
-
-def served(folder: Path) -> Decoder:
-    """The decoder of a SavedModel that `elita export` wrote.
+def served(folder: Path) -> Stream:
+    """The `stream` of a SavedModel that `elita export` wrote.
 
     A SavedModel is a program, which TensorFlow runs: load none from a source that you do not trust.
     Run folders and presets hold no code.
@@ -81,69 +58,36 @@ def served(folder: Path) -> Decoder:
     module = tf.saved_model.load(folder)
     call: Any = module.signatures
 
-    def tokenize(prompt: str, max_length: int) -> dict[str, Any]:
-        return call["tokenize"](prompts=tf.constant([prompt]), max_length=tf.constant(max_length))
+    def detokenize(token_ids: list[int]) -> str:
+        mask = tf.ones([1, len(token_ids)], tf.bool)
+        texts = call["detokenize"](token_ids=tf.constant([token_ids]), padding_mask=mask)["texts"]
+        return texts.numpy()[0].decode()
 
-    def detokenize(token_ids: np.ndarray, mask: np.ndarray) -> list[str]:
-        arguments = {"token_ids": tf.constant(token_ids), "padding_mask": tf.constant(mask)}
-        return [text.decode() for text in call["detokenize"](**arguments)["texts"].numpy()]
+    def read(token_ids: Any, padding_mask: Any, state: decoding.State) -> decoding.State:
+        state = call["prefill"](token_ids=token_ids, padding_mask=padding_mask, **state)
+        del state["logits"]
+        return state
 
-    def prefill(token_ids: np.ndarray, mask: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        state = call["initial_state"](batch_size=tf.constant(1))
-        arguments = {"token_ids": tf.constant(token_ids), "padding_mask": tf.constant(mask)}
-        state = call["prefill"](**arguments, **state)
-        return state.pop("logits"), state
+    def step(token_ids: Any, state: decoding.State) -> tuple[Any, decoding.State]:
+        after = call["step"](token_ids=token_ids, **state)
+        # The signature is for any number of rows, and a loop must know that it stays the same.
+        logits = tf.ensure_shape(after["logits"], [1, None])
+        return logits, {name: tf.ensure_shape(after[name], x.shape) for name, x in state.items()}
 
-    def step(token_ids: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        state = call["step"](token_ids=token_ids, **state)
-        return state.pop("logits"), state
+    def stream(prompt: str, max_length: int, sampler: keras_hub.samplers.Sampler) -> Iterator[str]:
+        prompts, length = tf.constant([prompt]), tf.constant(max_length)
+        inputs = call["tokenize"](prompts=prompts, max_length=length)
+        row = inputs["token_ids"].numpy()[inputs["padding_mask"].numpy()]
+        decoder = decoding.Decoder(
+            lambda rows: call["initial_state"](batch_size=tf.constant(rows)),
+            read,
+            tf.function(partial(decoding.advance, step, sampler)),
+        )
+        end = int(module.end_token_id)
+        pieces = decoding.row_pieces(decoder, row, None, max_length - len(row), [end])
+        return decoding.text_pieces(pieces, row.tolist(), detokenize, end)
 
-    return Decoder(tokenize, detokenize, prefill, step)
-
-
-def stream(
-    decoder: Decoder, prompt: str, max_length: int, sampler: keras_hub.samplers.Sampler
-) -> Iterator[str]:
-    """The prompt, and then the text of every token that the decoder adds.
-
-    Args:
-        decoder: `live` or `served`.
-        prompt: at least one token.
-        max_length: tokens of prompt and continuation.
-        sampler: chooses a token from the distribution of the next one.
-
-    Raises:
-        ValueError, tf.errors.InvalidArgumentError: an empty prompt, or one of more than
-            `max_length` tokens.
-    """
-    inputs = decoder.tokenize(prompt, max_length)
-    token_ids, mask = (
-        keras.ops.convert_to_numpy(inputs[name]) for name in ("token_ids", "padding_mask")
-    )
-    yield decoder.detokenize(token_ids, mask)[0]
-    # Ids whose text is out, as context for what comes, and ids whose text is not.
-    shown, pending = token_ids[mask].tolist(), []
-    # Padding goes before the prompt, so that prompts of any length share one graph.
-    length = len(shown)
-    logits, state = decoder.prefill(*(np.roll(x, -length, axis=1) for x in (token_ids, mask)))
-
-    def choose(logits: Any) -> Any:
-        token = sampler.get_next_token(sampler.compute_probabilities(logits))
-        return keras.ops.cast(token, "int32")
-
-    choose = compiled(choose)
-    for position in range(length, max_length):
-        token = choose(logits)
-        pending.append(int(token[0]))
-        both = np.array([shown + pending] * 2, "int32")
-        seen = np.arange(both.shape[1]) < np.array([[len(shown)], [both.shape[1]]])
-        before, text = decoder.detokenize(both, seen)
-        # A character of several bytes is shown when its last byte has come.
-        if not text.endswith("\ufffd") or position == max_length - 1:
-            yield text[len(before) :]
-            shown, pending = pending, []
-        if position < max_length - 1:
-            logits, state = decoder.step(token, state)
+    return stream
 
 
 def keep_for_use(
@@ -163,11 +107,10 @@ def keep_for_use(
         for name, file in zip(names, files, strict=True):
             with atomic_path(run_dir / name) as temporary:
                 shutil.copyfile(file, temporary)
-    decoder, samples = live(model), []
+    sampler, samples = SAMPLERS["top_p"](0.8, 0), []
     for prompt in first_words(text):
-        sampler = SAMPLERS["top_p"](0.8, 0)
-        first, *rest = stream(decoder, prompt, SAMPLE_TOKENS, sampler)
-        samples.append(f"[{first}]{''.join(rest)}\n")
+        pieces = model.stream(prompt, SAMPLE_TOKENS, sampler)
+        samples.append(f"[{prompt}]{''.join(pieces)}\n")
     with atomic_path(run_dir / run_folder.SAMPLE) as temporary:
         temporary.write_text("\n".join(samples), encoding="utf-8")
 
@@ -203,16 +146,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1: safer words")
     parser.add_argument("--seed", type=int, help="the same seed gives the same sample")
     options = parser.parse_args(arguments)
-    if options.temperature <= 0:
+    if not 0 < options.temperature < math.inf:
         parser.error(f"--temperature {options.temperature}: expected a number above 0")
-    times = []
     with explained(parser):
-        decoder = served(options.saved_model) if options.saved_model else live(load_model(options))
+        from_folder = options.saved_model
+        stream: Stream = served(from_folder) if from_folder else load_model(options).stream
         sampler = SAMPLERS[options.sampler](options.temperature, options.seed)
-        for piece in stream(decoder, options.prompt, options.max_length, sampler):
+        pieces = stream(options.prompt, options.max_length, sampler)
+        print(options.prompt, end="", flush=True)
+        for piece in pieces:
             print(piece, end="", flush=True)
-            times.append(time.perf_counter())
     print()
-    # The first two tokens wait for the tracing of their graphs.
-    if len(times) > 4:
-        print(f"{(len(times) - 4) / (times[-1] - times[3]):.0f} tokens/s")
