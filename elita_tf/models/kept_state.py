@@ -12,15 +12,10 @@ from keras import ops
 from elita_tf.files import atomic_path
 from elita_tf.layers.segments import SEGMENT_ID
 from elita_tf.models.decoding import LAST_TOKEN, State
+from elita_tf.tensor_files import read_arrays, write_arrays
 
-# The names that safetensors has for dtypes.
-_DTYPES = {
-    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
-    **{"int64": "I64", "int32": "I32"},
-}
 # What does not change a model's numbers.
 _NAMES = ("name", "trainable")
-_MAX_HEADER = 1 << 20
 # A stream must not wait for what is the same each time.
 _LEAVES: weakref.WeakKeyDictionary[Any, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
 
@@ -63,56 +58,30 @@ def require_state(backbone: Any, state: Any, *, is_read: bool = True) -> int:
 def save(path: Path | str, state: State, backbone: Any) -> None:
     """Write a state and what its model is: see `ElitaCausalLM.save_state`."""
     require_state(backbone, state, is_read=False)
-    header: dict[str, Any] = {"__metadata__": _identity(backbone)}
-    content = b""
-    for name, leaf in state.items():
-        array = np.ascontiguousarray(ops.convert_to_numpy(leaf))
-        offsets = [len(content), len(content) + array.nbytes]
-        dtype = _DTYPES[array.dtype.name]
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": offsets}
-        content += array.tobytes()
-    encoded = json.dumps(header).encode()
+    arrays = {name: ops.convert_to_numpy(leaf) for name, leaf in state.items()}
     with atomic_path(Path(path).expanduser()) as temporary:
-        temporary.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content)
+        write_arrays(temporary, arrays, _identity(backbone))
 
 
 def load(path: Path | str, backbone: Any) -> State:
     """Read what `save` wrote: see `ElitaCausalLM.load_state`."""
     path = Path(path).expanduser()
-    file = path.read_bytes()
+    arrays, identity = read_arrays(path)
     try:
-        end = 8 + int.from_bytes(file[:8], "little")
-        header = json.loads(file[8:end]) if end <= _MAX_HEADER else {}
-        identity = header.pop("__metadata__")
         config = json.loads(identity["config"])
         weights, name = identity["weights"], identity["name"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no whole file of `save_state` ({type(error).__name__}: {error})."
-        ) from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no file of `save_state`.") from error
     _require_same_model(path, name, config, weights, backbone)
+    require_state(backbone, arrays, is_read=False)
     leaves = _leaves(backbone)
-    try:
-        state = {
-            name: ops.convert_to_tensor(_array(each, leaves[name], file[end:]))
-            for name, each in header.items()
-        }
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is broken: {type(error).__name__}: {error}.") from error
-    require_state(backbone, state, is_read=False)
-    return state
-
-
-def _array(entry: dict[str, Any], leaf: Any, content: bytes) -> np.ndarray:
-    dtype, (start, stop) = leaf.dtype, entry["data_offsets"]
-    if entry["dtype"] != _DTYPES[dtype.name]:
-        raise ValueError(f"expected {dtype.name}, received {entry['dtype']}")
-    shape = (-1, *leaf.shape[1:])
-    # A copy, as a tensor may share the memory of an array.
-    array = np.frombuffer(content[start:stop], dtype).reshape(shape).copy()
-    if list(array.shape) != entry["shape"]:
-        raise ValueError(f"expected {entry['shape']}, received data for {list(array.shape)}")
-    return array
+    for leaf, array in arrays.items():
+        if array.dtype != leaves[leaf].dtype:
+            raise ValueError(
+                f"{path} is broken: expected {leaf!r} of {leaves[leaf].dtype.name}, received "
+                f"{array.dtype.name}."
+            )
+    return {leaf: ops.convert_to_tensor(array) for leaf, array in arrays.items()}
 
 
 def _leaves(backbone: Any) -> dict[str, np.ndarray]:
