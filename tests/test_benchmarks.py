@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import relative_error, tensorflow_only
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("accelerator", "decode", "layer", "memory", "op", "train")
+SCRIPTS = ("accelerator", "decode", "layer", "memory", "op", "peers", "train")
 
 pytestmark = tensorflow_only
 
