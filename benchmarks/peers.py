@@ -53,36 +53,43 @@ def cases() -> list[str]:
 
 
 # === PyTorch ===
+def rotate(x: Any) -> Any:
+    """Rotary positions of (batch, heads, time, features), by halves."""
+    import torch
+
+    half = x.shape[-1] // 2
+    frequencies = ROTARY_BASE ** (-torch.arange(half) / half)
+    angles = torch.arange(x.shape[-2])[:, None] * frequencies
+    cosine, sine = torch.cos(angles), torch.sin(angles)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+
+def chunked_gla(query: Any, key: Any, value: Any, log_decay: Any) -> Any:
+    """In chunks: the decay between two positions is an exponential of a difference of sums."""
+    import torch
+
+    batch, heads, length, key_dim = query.shape
+    state = query.new_zeros(batch, heads, key_dim, value.shape[-1])
+    causal = torch.ones(CHUNK, CHUNK, dtype=torch.bool).tril()[..., None]
+    outputs = []
+    for start in range(0, length, CHUNK):
+        piece = slice(start, start + CHUNK)
+        q, k, v = query[:, :, piece] * key_dim**-0.5, key[:, :, piece], value[:, :, piece]
+        sums = log_decay[:, :, piece].cumsum(2)
+        difference = sums[:, :, :, None] - sums[:, :, None]
+        decay = torch.where(causal, difference, -torch.inf).exp()
+        scores = torch.einsum("bhtk,bhsk,bhtsk->bhts", q, k, decay)
+        outputs.append(scores @ v + (q * sums.exp()) @ state)
+        last = sums[:, :, -1:]
+        state = last.exp().transpose(2, 3) * state + (k * (last - sums).exp()).mT @ v
+    return torch.cat(outputs, 2)
+
+
 def pytorch_model(name: str, weights: dict[str, np.ndarray], num_heads: int) -> Any:
     """A decoder of the package's weights, by the names that they have in the backbone."""
     import torch
     from torch.nn import functional
-
-    def rotate(x: Any) -> Any:
-        half = x.shape[-1] // 2
-        frequencies = ROTARY_BASE ** (-torch.arange(half) / half)
-        angles = torch.arange(x.shape[-2])[:, None] * frequencies
-        cosine, sine = torch.cos(angles), torch.sin(angles)
-        first, second = x[..., :half], x[..., half:]
-        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
-
-    def gla(query: Any, key: Any, value: Any, log_decay: Any) -> Any:
-        """In chunks: the decay between two positions is an exponential of a difference of sums."""
-        batch, heads, length, key_dim = query.shape
-        state = query.new_zeros(batch, heads, key_dim, value.shape[-1])
-        causal = torch.ones(CHUNK, CHUNK, dtype=torch.bool).tril()[..., None]
-        outputs = []
-        for start in range(0, length, CHUNK):
-            piece = slice(start, start + CHUNK)
-            q, k, v = query[:, :, piece] * key_dim**-0.5, key[:, :, piece], value[:, :, piece]
-            sums = log_decay[:, :, piece].cumsum(2)
-            difference = sums[:, :, :, None] - sums[:, :, None]
-            decay = torch.where(causal, difference, -torch.inf).exp()
-            scores = torch.einsum("bhtk,bhsk,bhtsk->bhts", q, k, decay)
-            outputs.append(scores @ v + (q * sums.exp()) @ state)
-            last = sums[:, :, -1:]
-            state = last.exp().transpose(2, 3) * state + (k * (last - sums).exp()).mT @ v
-        return torch.cat(outputs, 2)
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:
@@ -108,7 +115,7 @@ def pytorch_model(name: str, weights: dict[str, np.ndarray], num_heads: int) -> 
             query, key, value = (self.heads(x, f"{path}_{p}") for p in ("query", "key", "value"))
             gate = self.heads(x @ getattr(self, f"{path}_gate_down_kernel"), f"{path}_gate_up")
             gate = gate + getattr(self, f"{path}_gate_bias")[:, None]
-            mixed = gla(query, key, value, functional.logsigmoid(gate) / 16.0)
+            mixed = chunked_gla(query, key, value, functional.logsigmoid(gate) / 16.0)
             bias = getattr(self, f"{path}_output_gate_bias")[:, None]
             output_gate = functional.silu(self.heads(x, f"{path}_output_gate") + bias)
             mixed = output_gate * self.norm(mixed, f"{path}_norm")
