@@ -110,7 +110,8 @@ def advance(
     state = dict(state)
     last = ops.cast(state.pop(LAST_TOKEN), "int32")
     tokens = ops.tile(ops.zeros_like(last)[:, None], (1, max_tokens))
-    loop = (ops.zeros((), "int32"), last, ops.zeros_like(last, "bool"), tokens, state)
+    first = ops.zeros((), "int32")
+    loop = (first, last, ops.zeros_like(last, "bool"), tokens, state)
 
     def goes_on(index: Any, last: Any, ended: Any, *_: Any) -> Any:
         return (index < num_tokens) & ~ops.all(ended)
@@ -121,7 +122,8 @@ def advance(
         chosen = ops.cast(chosen, "int32")
         for stop in stop_token_ids:
             ended = ended | (chosen == stop)
-        tokens = ops.slice_update(tokens, [0, index], chosen[:, None])
+        # JAX takes indices of one dtype only, and a number is an int64 where it has them.
+        tokens = ops.slice_update(tokens, [first, index], chosen[:, None])
         return index + 1, chosen, ended, tokens, state
 
     _, last, _, tokens, state = sampler.run_loop(goes_on, body, model=model, loop_vars=loop)

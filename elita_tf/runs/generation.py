@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf
@@ -81,13 +82,33 @@ def served(folder: Path) -> Stream:
         decoder = decoding.Decoder(
             lambda rows: call["initial_state"](batch_size=tf.constant(rows)),
             read,
-            tf.function(partial(decoding.advance, step, sampler)),
+            _program(step, sampler),
         )
         end = int(module.end_token_id)
         pieces = decoding.row_pieces(decoder, row, None, max_length - len(row), [end])
         return decoding.text_pieces(pieces, row.tolist(), detokenize, end)
 
     return stream
+
+
+def _program(step: Callable, sampler: keras_hub.samplers.Sampler) -> Callable:
+    """`decoding.advance` of a step that is TensorFlow's."""
+    if keras.backend.backend() == "tensorflow":
+        return tf.function(partial(decoding.advance, step, sampler))
+
+    def advance(state: decoding.State, num_tokens: Any) -> tuple[np.ndarray, decoding.State]:
+        """The same token by token, as a sampler on JAX can't be in a graph of TensorFlow."""
+        state, tokens = dict(state), []
+        last = keras.ops.convert_to_numpy(state.pop(decoding.LAST_TOKEN))
+        for _ in range(int(num_tokens)):
+            logits, state = step(tf.constant(last), state)
+            probabilities = sampler.compute_probabilities(keras.ops.convert_to_tensor(logits))
+            chosen = sampler.get_next_token(probabilities)
+            last = keras.ops.convert_to_numpy(chosen).astype("int32")
+            tokens.append(last)
+        return np.stack(tokens, axis=1), {**state, decoding.LAST_TOKEN: last}
+
+    return advance
 
 
 def keep_for_use(
