@@ -38,7 +38,7 @@ class Study:
         runs = [r["recipe"] | r["validation"] | r for r in records if r["kind"] == "run"]
         self.runs = sorted(runs, key=itemgetter("architecture", "learning_rate", "steps", "seed"))
         self.recall = [r for r in records if r["kind"] == "recall"]
-        self.timing = next((r["figures"] for r in records if r["kind"] == "timing"), {})
+        self.rounds = next((r["rounds"] for r in records if r["kind"] == "timing"), [])
         small = [run for run in self.runs if not _changed(run, SIZE)]
         tuned = Counter(run["steps"] for run in small if run["schedule"] == TUNED)
         self.steps = min(tuned, key=lambda steps: (-tuned[steps], steps), default=STEPS)
@@ -82,7 +82,7 @@ class Study:
 
     def cost(self, architecture: str, turns: list[Record] | None = None) -> tuple[float, float]:
         """Median seconds a step and median peak memory (bytes), by default of the timing."""
-        turns = turns or self.timing.get(architecture, [])
+        turns = turns or [x[architecture] for x in self.rounds if architecture in x]
         return tuple(_median(turn[x] for turn in turns) for x in COST)
 
     def row(self, *runs: Record) -> dict[str, str]:
@@ -228,7 +228,7 @@ def _equal_tokens(study: Study, _: Draw) -> list[str]:
 def _equal_time(study: Study, draw: Draw) -> list[str]:
     groups, reference, curves = study.groups("time"), study.best("tokens", TRANSFORMER), {}
     groups += [reference] if groups and reference else []
-    for run, *_ in groups if study.timing else []:
+    for run, *_ in groups if study.rounds else []:
         minutes = np.multiply(run["losses"]["step"], study.cost(run["architecture"])[0] / 60)
         curves[run["architecture"]] = minutes, run["losses"]["val_loss"]
     columns = ("architecture", "steps", "minutes", "seeds", "test loss", "bits per byte")

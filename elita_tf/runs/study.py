@@ -225,24 +225,27 @@ class Study:
         return self.tuned(architecture, self.best_rate(architecture), *overrides, *own)
 
     def timing(self) -> None:
-        """Seconds a step and peak memory, in turn, with nothing else at work."""
-        if self.record("timing"):
-            return
-        figures: dict[str, list[dict[str, float]]] = {name: [] for name in self.plan.architectures}
-        for turn in range(self.plan.timing_rounds):
-            for name in self.plan.architectures:
-                steps = self.plan.timed_steps
-                interval = f"validation_interval={steps}"
-                run = self.tuned(name, 3e-3, f"steps={steps}", interval, "validation_batches=1")
-                folder = self.runs / f"timing-{turn}-{name}"
-                self._train_in_a_process(run, folder)
-                figures[name].append(cost(run.resolved(), folder))
-        self.write("timing", {"kind": "timing", "figures": figures})
+        """Seconds a step and peak memory, in turn, with nothing else at work.
+
+        A round that is complete is recorded, so that one is never made of two sittings.
+        """
+        rounds = self.record("timing").get("rounds", [])
+        for turn in range(len(rounds), self.plan.timing_rounds):
+            rounds.append({name: self._timed(name, turn) for name in self.plan.architectures})
+            self.write("timing", {"kind": "timing", "rounds": rounds})
+
+    def _timed(self, architecture: str, turn: int) -> dict[str, float]:
+        steps = self.plan.timed_steps
+        short = f"steps={steps}", f"validation_interval={steps}", "validation_batches=1"
+        run = self.tuned(architecture, 3e-3, *short)
+        folder = self.runs / f"timing-{turn}-{architecture}"
+        self._train_in_a_process(run, folder)
+        return cost(run.resolved(), folder)
 
     def seconds(self, architecture: str) -> float:
         """The median of the timed steps."""
         self.timing()
-        turns = self.record("timing")["figures"][architecture]
+        turns = [turn[architecture] for turn in self.record("timing")["rounds"]]
         return float(np.median([turn["seconds_per_step"] for turn in turns]))
 
     def equal_time(self) -> None:

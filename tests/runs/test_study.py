@@ -79,12 +79,38 @@ def test_a_record_of_another_recipe_is_refused(make_study) -> None:
 
 def test_equal_time_is_as_many_steps_as_fit(make_study) -> None:
     made = make_study(distance(6e-3))
-    figures = {"transformer": [1.0, 3.0, 2.0], "elita_gated": [0.5, 0.4, 0.6], "gla": [4.0]}
-    turns = {name: [{"seconds_per_step": x} for x in each] for name, each in figures.items()}
-    made.write("timing", {"kind": "timing", "figures": turns})
+    figures = {"transformer": (1.0, 3.0, 2.0), "elita_gated": (0.5, 0.4, 0.6), "gla": (4.0,) * 3}
+    rounds = [
+        {name: {"seconds_per_step": each[turn]} for name, each in figures.items()}
+        for turn in range(3)
+    ]
+    made.write("timing", {"kind": "timing", "rounds": rounds})
     run = made.in_equal_time("elita_gated", seed=1)
     assert run.resolved().steps == 1800 and run.resolved().seed == 1
     assert made.in_equal_time("gla", seed=0).resolved().steps == 225
+
+
+def test_a_stopped_timing_goes_on_with_whole_rounds(make_study, monkeypatch) -> None:
+    made, timed = make_study(distance(6e-3)), []
+    size = len(made.plan.architectures)
+
+    def one(name: str, turn: int) -> dict[str, float]:
+        if len(timed) == 2 * size - 1:
+            raise KeyboardInterrupt
+        timed.append((turn, name))
+        return {"seconds_per_step": float(len(timed))}
+
+    monkeypatch.setattr(made, "_timed", one)
+    with pytest.raises(KeyboardInterrupt):
+        made.timing()
+    assert len(made.record("timing")["rounds"]) == 1
+    timed.clear()
+    made.plan = dataclasses.replace(made.plan, timing_rounds=2)
+    made.timing()
+    assert timed == [(1, name) for name in made.plan.architectures]
+    assert [sorted(x) for x in made.record("timing")["rounds"]] == [
+        sorted(made.plan.architectures)
+    ] * 2
 
 
 def test_the_tuned_recipes_are_one_but_for_architecture_and_rate() -> None:
