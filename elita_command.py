@@ -1,8 +1,9 @@
-"""The installed command `elita`: `elita_tf.runs.commands`, without TensorFlow's start-up messages.
+"""The installed command `elita`: `elita_tf.runs.commands`, without TensorFlow's messages.
 
 It is a module beside the package, as importing the package already loads TensorFlow.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -25,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         with _held_back_errors():
             from elita_tf.runs import commands
+        # What TensorFlow says of the names in a SavedModel, for instance.
+        for logger in ("absl", "tensorflow"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
     return commands.main([argument for argument in given if argument != "--verbose"])
 
 

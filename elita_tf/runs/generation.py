@@ -24,6 +24,8 @@ from elita_tf.runs.command_line import add_model_source, command_parser, explain
 
 # Of the sample that a finished run shows: texts, words of a prompt, tokens of each text.
 NUM_SAMPLES, PROMPT_WORDS, SAMPLE_TOKENS = 3, 4, 60
+# Small models make few words up at this temperature, and repeat themselves little.
+TEMPERATURE = 0.8
 # A line of prose: it begins with a word and has several after it.
 _PROSE = re.compile(rf"\s*((?:[A-Za-z][A-Za-z',]*\s+){{{PROMPT_WORDS}}})[A-Za-z]")
 # What a model card says of the training text, by the name of the corpus.
@@ -128,7 +130,7 @@ def keep_for_use(
         for name, file in zip(names, files, strict=True):
             with atomic_path(run_dir / name) as temporary:
                 shutil.copyfile(file, temporary)
-    sampler, samples = SAMPLERS["top_p"](0.8, 0), []
+    sampler, samples = SAMPLERS["top_p"](TEMPERATURE, 0), []
     for prompt in first_words(text):
         pieces = model.stream(prompt, SAMPLE_TOKENS, sampler)
         samples.append(f"[{prompt}]{''.join(pieces)}\n")
@@ -164,7 +166,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompt", default="\n", help="what to go on from; default: a line end")
     parser.add_argument("--max_length", type=int, default=200, help="tokens, the prompt's included")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="top_p")
-    parser.add_argument("--temperature", type=float, default=1.0, help="below 1: safer words")
+    parser.add_argument(
+        "--temperature", type=float, default=TEMPERATURE, help="lower: safer words; default: 0.8"
+    )
     parser.add_argument("--seed", type=int, help="the same seed gives the same sample")
     options = parser.parse_args(arguments)
     if not 0 < options.temperature < math.inf:
