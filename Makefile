@@ -16,8 +16,8 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_JAX := $(VENV)/.installed-jax
 INSTALLED_DOCS := $(VENV)/.installed-docs
 # The rest does not depend on the Keras backend, or is TensorFlow's: data, exports, benchmarks.
-TESTS_OF_BACKENDS := tests/ops tests/experimental tests/layers tests/conformance tests/models tests/runs/test_backends.py \
-	tests/runs/test_devices.py
+TESTS_OF_BACKENDS := tests/ops tests/experimental tests/layers tests/conformance tests/models tests/test_second_derivatives.py \
+	tests/runs/test_backends.py tests/runs/test_devices.py
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # ensurepip is what `python -m venv` needs, and what Debian and Ubuntu ship apart (python3-venv).
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
