@@ -2,14 +2,14 @@
 
     python benchmarks/accelerator.py [--device gpu|cpu] [--backends tensorflow jax] [--output DIR]
 
-Three parts, for each Keras backend that is installed, every one in processes of its own:
+Three parts for each Keras backend, in processes of their own:
 
 1. the numerical tests of the ops and the layers, matrix products in full float32 (no TF32);
 2. `fit` of every named architecture under float32 and mixed_bfloat16: the loss falls;
 3. the time of a step, tokens a second and the peak of the device's memory, through `fit`: the
-   wikitext2 recipes as they are (at most 300K parameters), and decoders of 12 blocks of width 768
-   by length. What does not fit into the memory is reported so, and greater lengths of that model
-   are left out.
+   wikitext2 recipes as they are (at most 300K parameters, float32), and decoders of 12 blocks of
+   width 768 by length (mixed_bfloat16). What does not fit into the memory is reported so, and
+   greater lengths of that model are left out.
 
 A part that fails is a line of its own, and the script ends with 1; no figure is given of a backend
 whose tests or fits failed. `--device cpu` is a test of the script itself, in small sizes.
@@ -21,6 +21,9 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,10 @@ ROOT = Path(__file__).parent.parent
 BACKENDS = ("tensorflow", "jax")
 POLICIES = ("float32", "mixed_bfloat16")
 SPEED_NAMES = ("elita-gated", "gla", "transformer")
+# The policy that each setting is timed in.
+SPEED_POLICIES = {"300K": "float32", "large": "mixed_bfloat16"}
 # Fits: sizes at which a step takes milliseconds, on a text that repeats itself.
-FIT_SIZES = {"vocabulary_size": 50, "num_layers": 2, "hidden_dim": 24, "num_heads": 3}
+FIT_SIZES = {"vocabulary_size": 50, "hidden_dim": 24, "num_heads": 3}
 FIT_STEPS, FIT_LENGTH = 60, 32
 FALLEN = 0.7  # of the first loss, at the most
 # Speed: lengths of the large decoders, and the tokens that a step has at least.
@@ -37,14 +42,14 @@ SIZES = {
     "gpu": {
         "small": (),
         "large": ("num_layers=12", "hidden_dim=768", "num_heads=12", "rematerialize=true"),
-        "lengths": (1_024, 8_192, 32_768, 131_072),
+        "lengths": (1_024, 16_384, 131_072),
         "tokens": 32_768,
         "steps": 12,
     },
     "cpu": {
         "small": ("batch_size=4",),
         "large": ("num_layers=2", "hidden_dim=48", "num_heads=4", "rematerialize=true"),
-        "lengths": (256, 1_024),
+        "lengths": (256,),
         "tokens": 1_024,
         "steps": 4,
     },
@@ -69,24 +74,34 @@ def environment(backend: str, device: str) -> dict[str, str]:
     }
 
 
-def in_backend(backend: str, device: str, *arguments: str) -> list[dict[str, Any]]:
-    """The JSON lines of this script as a child, `--child` with these arguments.
+def in_backend(backend: str, device: str, *arguments: str) -> Iterator[dict[str, Any]]:
+    """The JSON lines of this script as a child, `--child` with these arguments, as they come.
 
     Raises:
-        RuntimeError: the child failed; the message has the end of what it said.
+        RuntimeError: the child failed or took too long; the message has the end of what it said.
     """
     command = [sys.executable, __file__, "--device", device, "--child", *arguments]
-    child = subprocess.run(
-        command,
-        env=environment(backend, device),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    if child.returncode:
-        raise RuntimeError(child.stderr.strip()[-2000:] or f"ended with {child.returncode}")
-    return [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        child = subprocess.Popen(
+            command,
+            env=environment(backend, device),
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
+        limit = threading.Timer(TIME_LIMIT, child.kill)
+        limit.start()
+        with child:
+            for line in child.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+        limit.cancel()
+        if child.returncode:
+            said.seek(0)
+            raise RuntimeError(
+                f"ended with {child.returncode} (after {TIME_LIMIT} s a child is killed): "
+                f"{said.read().strip()[-2000:]}"
+            )
 
 
 # === In a child ===
@@ -125,17 +140,32 @@ def devices() -> dict[str, Any]:
     return {"platform": "gpu", "device": details.get("device_name", "unknown")}
 
 
+def fits() -> None:
+    """A line for every architecture and policy: the losses before and after, or an error."""
+    from elita_tf.models import architectures
+
+    for architecture in architectures:
+        for policy in POLICIES:
+            try:
+                result = fit(architecture, policy)
+            except Exception as error:
+                result = {"error": repr(error)[:300]}
+            print(json.dumps({"case": architecture, "policy": policy, **result}), flush=True)
+
+
 def fit(architecture: str, policy: str) -> dict[str, Any]:
-    """The first and the last loss of a short training on a text that repeats itself."""
+    """The loss before and after a short training on a text that repeats itself."""
     import keras
     import numpy as np
 
     from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 
-    keras.config.set_dtype_policy(policy)
+    keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     arguments = {**architectures[architecture], **FIT_SIZES, "context_length": FIT_LENGTH}
-    model = ElitaCausalLM(ElitaBackbone(**arguments))
+    # A block of every mixer, as XLA takes many seconds for each.
+    arguments["num_layers"] = len(np.atleast_1d(arguments["mixers"]))
+    model = ElitaCausalLM(ElitaBackbone(**arguments, dtype=policy))
     model.compile(keras.optimizers.Adam(3e-3))
     order = np.random.default_rng(0).permutation(FIT_SIZES["vocabulary_size"])
     text = np.resize(order, (8, FIT_LENGTH + 1))
@@ -186,16 +216,15 @@ def speed(name: str, policy: str, steps: int, overrides: list[str]) -> dict[str,
 
 
 def child(arguments: list[str]) -> None:
-    """One of the three above, its result printed as a line of JSON."""
+    """One of the three above, which prints lines of JSON."""
     what, *rest = arguments
-    if what == "devices":
-        result = devices()
-    elif what == "fit":
-        result = fit(*rest)
+    if what == "fits":
+        fits()
+    elif what == "devices":
+        print(json.dumps(devices()), flush=True)
     else:
         name, policy, steps, *overrides = rest
-        result = speed(name, policy, int(steps), overrides)
-    print(json.dumps(result), flush=True)
+        print(json.dumps(speed(name, policy, int(steps), overrides)), flush=True)
 
 
 # === In the parent ===
@@ -236,19 +265,14 @@ class Check:
 
     def fits(self, backend: str) -> None:
         """Every architecture under every policy."""
-        from elita_tf.models import architectures
-
-        for architecture in architectures:
-            for policy in POLICIES:
-                fields = {"part": "fit", "backend": backend, "case": architecture, "policy": policy}
-                try:
-                    (losses,) = in_backend(backend, self.device, "fit", architecture, policy)
-                except (RuntimeError, subprocess.TimeoutExpired) as error:
-                    self.write(True, **fields, error=str(error))
-                    continue
+        fields = {"part": "fit", "backend": backend}
+        try:
+            for line in in_backend(backend, self.device, "fits"):
                 # A loss that is not a number is no less than any other.
-                fallen = losses["last_loss"] < FALLEN * losses["first_loss"]
-                self.write(not fallen, **fields, **losses)
+                fallen = "error" not in line and line["last_loss"] < FALLEN * line["first_loss"]
+                self.write(not fallen, **fields, **line)
+        except RuntimeError as error:
+            self.write(True, **fields, error=str(error))
 
     def speeds(self, backend: str) -> None:
         """The recipes as they are, then larger ones by length."""
@@ -258,23 +282,21 @@ class Check:
             batch = max(1, sizes["tokens"] // length)
             overrides = (*sizes["large"], f"context_length={length}", f"batch_size={batch}")
             cases += [("large", name, overrides) for name in SPEED_NAMES]
-        too_long: set[tuple[str, str]] = set()
+        too_long: set[str] = set()
         for setting, name, overrides in cases:
-            for policy in POLICIES:
-                if (name, policy) in too_long:
-                    continue
-                fields = {"part": "speed", "backend": backend, "setting": setting, "case": name}
-                fields |= {"policy": policy, "overrides": list(overrides)}
-                steps = str(sizes["steps"])
-                try:
-                    (figures,) = in_backend(
-                        backend, self.device, "speed", name, policy, steps, *overrides
-                    )
-                    self.write(**fields, fits=True, **figures)
-                except (RuntimeError, subprocess.TimeoutExpired) as error:
-                    out_of_memory = re.search("RESOURCE_EXHAUSTED|ResourceExhausted", str(error))
-                    too_long.add((name, policy))
-                    self.write(not out_of_memory, **fields, fits=False, error=str(error)[-300:])
+            if name in too_long:
+                continue
+            policy, steps = SPEED_POLICIES[setting], str(sizes["steps"])
+            fields = {"part": "speed", "backend": backend, "setting": setting, "case": name}
+            fields |= {"policy": policy, "overrides": list(overrides)}
+            command = "speed", name, policy, steps, *overrides
+            try:
+                (figures,) = in_backend(backend, self.device, *command)
+                self.write(**fields, fits=True, **figures)
+            except RuntimeError as error:
+                out_of_memory = re.search("RESOURCE_EXHAUSTED|ResourceExhausted", str(error))
+                too_long.add(name)
+                self.write(not out_of_memory, **fields, fits=False, error=str(error)[-300:])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """How Sphinx builds the documentation: `make docs`."""
 
 import inspect
+import json
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -15,15 +16,16 @@ project = "elita_tf"
 author = copyright = "The elita_tf authors"
 version = release = elita_tf.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["study"]
+exclude_patterns = ["study", "recipe_keys.md"]
 nitpicky = False
 # In the docstrings, `x` is code.
 default_role = "literal"
+# Equations and commands; examples are marked as Python.
+highlight_language = "none"
 html_theme = "furo"
 html_title = f"elita_tf {version}"
 html_show_sphinx = False
 templates_path: list[str] = []
-myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
@@ -85,31 +87,37 @@ def show_constructor(
 
 # === The keys of a recipe ===
 def write_recipe_keys(app: Any) -> None:
-    """Write `recipe_keys.md`, the table that the page on recipes includes, from `Recipe`."""
+    """Write `recipe_keys.md`, the tables that the page on recipes includes, from `Recipe`."""
     from elita_tf.runs.recipe import Recipe, describe
 
     annotations = inspect.get_annotations(Recipe, eval_str=True)
-    rows, comments = ["| key | expected | default | |", "|---|---|---|---|"], _comments(Recipe)
-    for each in fields(Recipe):
-        default = each.default if each.default is not MISSING else each.default_factory
-        default = default() if callable(default) else default
-        shown = "" if default is MISSING else f"`{default!r}`"
-        expected = describe(annotations[each.name]).replace("|", "\\|")
-        rows.append(f"| `{each.name}` | {expected} | {shown} | {comments[each.name]} |")
-    _write(Path(app.srcdir) / "recipe_keys.md", "\n".join(rows) + "\n")
+    by_name = {each.name: each for each in fields(Recipe)}
+    text = []
+    for title, comments in groups(Recipe):
+        text += ["", f"## {title}", "", "| key | expected | default | |", "|---|---|---|---|"]
+        for name, comment in comments.items():
+            default = by_name[name].default
+            if default is MISSING and by_name[name].default_factory is not MISSING:
+                default = by_name[name].default_factory()
+            shown = "" if default is MISSING else f"`{json.dumps(default)}`"
+            expected = describe(annotations[name]).replace("|", "\\|")
+            text.append(f"| `{name}` | {expected} | {shown} | {comment} |")
+    _write(Path(app.srcdir) / "recipe_keys.md", "\n".join(text) + "\n")
 
 
-def _comments(cls: type) -> dict[str, str]:
-    """What the source says of every field: the comment before its group and that of its line."""
-    found, group = {}, ""
-    for line in inspect.getsource(cls).splitlines():
-        line = line.strip()
-        if line.startswith("#"):
-            group = line[1:].strip()
-        elif match := re.match(r"(\w+): [^#]*(?:# (.*))?$", line):
-            found[match[1]] = match[2] or group
-            group = ""
-    return {each.name: found.get(each.name, "") for each in fields(cls)}
+def groups(cls: type) -> list[tuple[str, dict[str, str]]]:
+    """The titles in a class, each with the comment above every field that follows it."""
+    found: list[tuple[str, dict[str, str]]] = []
+    comment = ""
+    for line in map(str.strip, inspect.getsource(cls).splitlines()):
+        if title := re.fullmatch(r"# === (.*) ===", line):
+            found.append((title[1], {}))
+        elif line.startswith("# "):
+            comment = line[2:]
+        elif found and (field := re.match(r"(\w+): ", line)):
+            found[-1][1][field[1]] = comment
+            comment = ""
+    return found
 
 
 def _write(path: Path, text: str) -> None:

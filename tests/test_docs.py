@@ -2,12 +2,15 @@
 
 import inspect
 import re
+import runpy
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import elita_tf
+from elita_tf.runs.recipe import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 # tests/experimental runs the one that needs JAX and eight devices.
@@ -29,6 +32,13 @@ def test_every_public_name_is_on_a_page(name: str) -> None:
     public = getattr(module, "__all__", [each for each in own if not each.startswith("_")])
     described = (each for each in public if callable(getattr(module, each)))
     assert public and all(inspect.getdoc(getattr(module, each)) for each in described)
+
+
+def test_every_key_of_a_recipe_is_described() -> None:
+    groups = runpy.run_path(str(DOCS / "conf.py"))["groups"](Recipe)
+    described = {name: comment for _, comments in groups for name, comment in comments.items()}
+    assert list(described) == [each.name for each in fields(Recipe)]
+    assert all(described.values()) and [title for title, _ in groups][:2] == ["Text", "Model"]
 
 
 @pytest.mark.long

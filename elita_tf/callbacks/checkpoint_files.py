@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def start_step(self) -> int:
-        """The step at which a resumed `fit` begins: see `Checkpoints`."""
+        """The step at which a resumed `fit` begins (see `Checkpoints`)."""
         return self.step - 1
 
 

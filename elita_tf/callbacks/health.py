@@ -101,7 +101,7 @@ class Health(keras.callbacks.Callback):
 
     @property
     def _monitored(self) -> Any:
-        """The optimizer that knows the norm: under `mixed_float16`, Keras wraps it."""
+        """The optimizer that knows the norm; under `mixed_float16`, Keras wraps it."""
         return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
 
     @property

@@ -32,9 +32,9 @@ class Attention2(SequenceMixer):
 
     What decays is chosen by `decay`:
 
-        None        log_decay_i = 0                     as published
-        "learned"   log_decay_i = -softplus(b)          one learned half-life a head
-        "gated"     log_decay_i = -softplus(w . x_i + b)     read from the input; w starts at 0
+        None        log_decay_i = 0                        as published
+        "learned"   log_decay_i = -softplus(b)             one learned half-life a head
+        "gated"     log_decay_i = -softplus(w . x_i + b)   read from the input, w from 0
 
     The published form has the sines alone to tell near from far: how two earlier positions weigh
     against one another does not depend on where the query stands. With a decay it does. For

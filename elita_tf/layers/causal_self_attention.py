@@ -93,7 +93,7 @@ class CausalSelfAttention(SequenceMixer):
 
     @property
     def state_dtype(self) -> str:
-        """That of the layer: keys and values are kept as they were computed."""
+        """That of the layer, as keys and values are kept as they were computed."""
         return self.compute_dtype
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:

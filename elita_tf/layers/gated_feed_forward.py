@@ -84,7 +84,7 @@ class GatedFeedForward(keras.layers.Layer):
 
     @property
     def output_kernel(self) -> keras.Variable:
-        """The kernel that makes the outputs: what a residual block scales or sets to zero."""
+        """The kernel that makes the outputs. A residual block scales it or sets it to zero."""
         return self.output_projection.kernel
 
     def compute_output_shape(self, inputs_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

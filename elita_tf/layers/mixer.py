@@ -175,7 +175,7 @@ class SequenceMixer(keras.layers.Layer):
 
     @property
     def output_kernel(self) -> keras.Variable:
-        """The kernel that makes the outputs: what a residual block scales or sets to zero."""
+        """The kernel that makes the outputs. A residual block scales it or sets it to zero."""
         return self.output_projection.kernel
 
     # === What follows from it ===
@@ -216,7 +216,7 @@ class SequenceMixer(keras.layers.Layer):
 
     @property
     def state_dtype(self) -> str:
-        """The dtype of states and sums: float32 also where the layer computes in 16 bits."""
+        """The dtype of states and sums, float32 also where the layer computes in 16 bits."""
         return "float64" if self.compute_dtype == "float64" else "float32"
 
     def compute_output_shape(

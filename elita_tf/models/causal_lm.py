@@ -150,7 +150,7 @@ class ElitaCausalLM(
 
     @property
     def vocabulary_size(self) -> int:
-        """The number of token ids: that of the backbone."""
+        """The number of token ids, that of the backbone."""
         return self.backbone.vocabulary_size
 
     def reset_carried_state(self) -> None:

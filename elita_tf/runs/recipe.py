@@ -48,58 +48,96 @@ NotNegative = Annotated[int, AtLeast(0)]
 Amount = Annotated[float, AtLeast(0)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a run; a field without a default must be given.
 
     In the tables of options, "none" stands for Python's None, which TOML lacks.
     """
 
-    # The data: see elita_tf.data.load_corpus and make_tokenizer.
+    # === Text ===
+    # pydoc, wikitext-2, wikitext-103 or text:PATH: see elita_tf.data.load_corpus.
     corpus: str
+    # SentencePiece that keeps every byte, SentencePiece as it comes, or GPT-2's tokenizer.
     tokenizer: Annotated[str, OneOf(tokenizers.KINDS)]
-    # The model: an entry of elita_tf.models.architectures, and what replaces its arguments.
-    architecture: Annotated[str, OneOf(tuple(architectures))]
-    num_layers: Positive
-    hidden_dim: Positive
-    num_heads: Positive
-    context_length: Positive
-    # The run: windows a step, optimizer steps, steps between validations, batches of each.
-    batch_size: Positive
-    steps: Positive
-    validation_interval: Positive
-    validation_batches: Positive
-    # The optimizer: see build_optimizer.
-    schedule: Annotated[str, OneOf(SCHEDULES)]
-    learning_rate: Amount
-    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
-    beta_1: Amount = 0.9
-    beta_2: Amount = 0.999
-    ema_momentum: Amount = 0.0  # below 1; validates and keeps averages of the weights; 0 does not
-    weight_decay: Amount = 0.0  # of matrices alone
-    clip_norm: Amount = 0.0  # norm of the whole gradient; 0 does not clip
-    inverse_sqrt_scale: Amount = 0.01  # for capped_inverse_sqrt
-    warmup_steps: NotNegative = 0  # for cosine
-    final_learning_rate: Amount = 0.0  # for cosine
-    vocabulary_size: Positive = 2048  # for the SentencePiece tokenizers
-    tokenizer_folder: str = ""  # for gpt2: holds vocab.json and merges.txt; "" downloads them
-    # What replaces more of the architecture: see ElitaBackbone. An empty one keeps what it has.
-    mixers: list[str] = field(default_factory=list)
-    mixer_options: dict[str, Any] = field(default_factory=dict)
-    feed_forward: str = ""
-    feed_forward_options: dict[str, Any] = field(default_factory=dict)
-    dropout: Amount = 0.0
-    learned_positions: bool = False
-    init_embeddings: str = ""  # "gpt2", or a KerasHub GPT-2 preset, local folder or hf:// handle
-    # What does not see one another: see elita_tf.data.document_ids; "" reads on from text to text.
+    # Pieces of a SentencePiece tokenizer, which is trained on the text.
+    vocabulary_size: Positive = 2048
+    # For gpt2: holds vocab.json and merges.txt; "" downloads them.
+    tokenizer_folder: str = ""
+    # Documents do not see one another: see elita_tf.data.document_ids. "" reads on through all.
     documents: Annotated[str, OneOf(("", *DOCUMENTS))] = ""
-    carry_state: bool = False  # rows go on where those of the batch before ended, and so the state
-    rematerialize: bool = False  # less memory, more time: for long contexts and many layers
+
+    # === Model ===
+    # The mixers and the feed-forward of the blocks, by a name of elita_tf.models.architectures.
+    architecture: Annotated[str, OneOf(tuple(architectures))]
+    # Blocks.
+    num_layers: Positive
+    # Width of the embedding and of every block.
+    hidden_dim: Positive
+    # Heads of every mixer.
+    num_heads: Positive
+    # Tokens of a training window.
+    context_length: Positive
+    # Share of a branch's outputs that training drops.
+    dropout: Amount = 0.0
+    # Adds a learned vector for every position of the window to the embeddings.
+    learned_positions: bool = False
+    # Mixers of the blocks in turn, in place of the architecture's: see ElitaBackbone.
+    mixers: list[str] = field(default_factory=list)
+    # Arguments of the mixers, a table for each by its name.
+    mixer_options: dict[str, Any] = field(default_factory=dict)
+    # A feed-forward in place of the architecture's.
+    feed_forward: str = ""
+    # Arguments of the feed-forward.
+    feed_forward_options: dict[str, Any] = field(default_factory=dict)
+    # Token embeddings to start from: "gpt2", or a KerasHub GPT-2 preset, a folder or hf:// handle.
+    init_embeddings: str = ""
+
+    # === Run ===
+    # Windows of a step.
+    batch_size: Positive
+    # Optimizer steps of the whole run.
+    steps: Positive
+    # Steps from one validation to the next.
+    validation_interval: Positive
+    # Batches of a validation, from the beginning of the split.
+    validation_batches: Positive
+    # Of the initial weights, the order of the windows and dropout.
     seed: NotNegative = 0
+    # Windows of a row follow one another in the text, and each starts from the state of the last.
+    carry_state: bool = False
+    # Less memory for more time, in deep models and long windows.
+    rematerialize: bool = False
+    # How much XLA compiles: see ElitaCausalLM.compile.
     jit_compile: bool | Annotated[str, OneOf(("auto", "blocks"))] = "auto"
-    # What a step does whose loss or gradient is not finite; how long a killed run has to repeat.
+    # What to do at a step whose loss or gradient is not finite.
     on_nonfinite: Annotated[str, OneOf(ON_NONFINITE)] = "stop"
+    # A killed run repeats at most so much; 0 saves every step.
     checkpoint_seconds: Amount = 60.0
+
+    # === Optimizer ===
+    # The learning rate by step: see learning_rate, inverse_sqrt_scale and warmup_steps.
+    schedule: Annotated[str, OneOf(SCHEDULES)]
+    # The highest rate of the schedule.
+    learning_rate: Amount
+    # For capped_inverse_sqrt: the rate is min(learning_rate, inverse_sqrt_scale / sqrt(step)).
+    inverse_sqrt_scale: Amount = 0.01
+    # For cosine: steps in which the rate rises from 0 to the highest.
+    warmup_steps: NotNegative = 0
+    # For cosine: the rate at the end.
+    final_learning_rate: Amount = 0.0
+    # Muon is for matrices, beside Adam for all else.
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "adam"
+    # Of Adam: how much of the mean of the gradients a step keeps.
+    beta_1: Amount = 0.9
+    # Of Adam: how much of the mean of their squares a step keeps.
+    beta_2: Amount = 0.999
+    # Of matrices alone, decoupled from the gradient.
+    weight_decay: Amount = 0.0
+    # The largest norm of the whole gradient; 0 does not clip.
+    clip_norm: Amount = 0.0
+    # Below 1; validates and keeps moving averages of the weights; 0 does not.
+    ema_momentum: Amount = 0.0
 
     def to_toml(self) -> str:
         """The recipe as a TOML file that `load_recipe` reads."""
