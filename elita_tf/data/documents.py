@@ -11,6 +11,7 @@ import tensorflow as tf
 from elita_tf.data.cache import cache_root, cached_file
 from elita_tf.data.corpora import Split
 from elita_tf.data.tokenizer_base import Tokenizer
+from elita_tf.data.windows import made_ahead
 
 DOCUMENTS = ("article", "paragraph", "line")
 
@@ -114,4 +115,4 @@ def pack_windows(windows: tf.data.Dataset, documents: tf.data.Dataset) -> tf.dat
             weight *= given
         return {**inputs, "segment_ids": numbers}, labels, weight
 
-    return tf.data.Dataset.zip(windows, documents).map(pack).prefetch(tf.data.AUTOTUNE)
+    return made_ahead(tf.data.Dataset.zip(windows, documents).map(pack))

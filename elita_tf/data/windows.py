@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+_BATCHES_AHEAD = 2
+
 
 def num_training_windows(token_ids: np.ndarray | tf.Tensor, context_length: int) -> int:
     """Number of disjoint windows of `context_length + 1` ids."""
@@ -119,7 +121,7 @@ def training_windows(
         )
         return {"token_ids": windows[:, :-1]}, windows[:, 1:]
 
-    return tf.data.Dataset.range(start_step, tf.int64.max).map(batch).prefetch(tf.data.AUTOTUNE)
+    return made_ahead(tf.data.Dataset.range(start_step, tf.int64.max).map(batch))
 
 
 def stream_windows(
@@ -166,7 +168,7 @@ def stream_windows(
         windows = tf.cast(tf.gather(ids, (starts[:, None] + offsets) % num_ids), tf.int32)
         return {"token_ids": windows[:, :-1]}, windows[:, 1:]
 
-    return tf.data.Dataset.range(start_step, tf.int64.max).map(batch).prefetch(tf.data.AUTOTUNE)
+    return made_ahead(tf.data.Dataset.range(start_step, tf.int64.max).map(batch))
 
 
 def evaluation_windows(
@@ -206,7 +208,18 @@ def evaluation_windows(
         return {"token_ids": inputs}, labels, tf.reshape(weight, shape)
 
     num_batches = -(-num_labels // block)
-    return tf.data.Dataset.range(num_batches).map(batch).prefetch(tf.data.AUTOTUNE)
+    return made_ahead(tf.data.Dataset.range(num_batches).map(batch))
+
+
+def made_ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """The same batches, made while the model computes.
+
+    Without tf.data's autotuner. It would have nothing to tune, and its thread can miss the end of
+    an iterator: then `fit` stands still when it has ended, for as long as it took, up to a minute.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(_BATCHES_AHEAD).with_options(options)
 
 
 def _require(token_ids: np.ndarray | tf.Tensor, start_step: int = 0, **sizes: int) -> None:

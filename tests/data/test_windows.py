@@ -5,6 +5,7 @@ import tensorflow as tf
 from elita_tf.data import (
     evaluation_windows,
     num_training_windows,
+    pack_windows,
     stream_windows,
     training_batch,
     training_windows,
@@ -190,3 +191,16 @@ def test_a_stream_goes_on_and_sees_every_id_once():
 def test_a_stream_needs_a_batch():
     with pytest.raises(ValueError, match="9 token ids are fewer than the 10"):
         stream_windows(np.arange(9), context_length=4, batch_size=2)
+
+
+def test_no_autotuner_watches_the_windows():
+    """Its thread can hold up the end of `fit` for as long as the iterator lived."""
+    sizes = {"context_length": CONTEXT, "batch_size": BATCH}
+    evaluated = evaluation_windows(IDS, **sizes)
+    for dataset in (
+        training_windows(IDS, **KEYWORDS),
+        stream_windows(IDS, **sizes),
+        evaluated,
+        pack_windows(evaluated, evaluated),
+    ):
+        assert dataset.options().autotune.enabled is False
