@@ -7,6 +7,8 @@ DATA_DIR ?=
 STUDY ?= full
 DEVICE ?= gpu
 
+# Neighbouring tests, which share models, stay in one process until another has nothing to do.
+IN_PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 BENCHMARKS := op layer train decode memory
 LONG_TESTS := tests/ops/test_properties.py tests/layers/test_properties.py tests/data tests/models/test_tokenizer.py \
 	tests/runs/test_recipe_fuzz.py tests/runs/test_resume.py
@@ -46,16 +48,16 @@ study: $(INSTALLED)
 	$(VENV_PYTHON) training/study.py --data_dir "$(DATA_DIR)" $(if $(filter short,$(STUDY)),--short) $(ARGS)
 
 test: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
+	$(VENV_PYTHON) -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-all: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest --all --numprocesses=auto --maxprocesses=4 $(ARGS)
+	$(VENV_PYTHON) -m pytest --all $(IN_PARALLEL) $(ARGS)
 
 test-jax: $(INSTALLED_JAX)
-	KERAS_BACKEND=jax $(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 $(TESTS_OF_BACKENDS) $(ARGS)
+	KERAS_BACKEND=jax $(VENV_PYTHON) -m pytest $(IN_PARALLEL) $(TESTS_OF_BACKENDS) $(ARGS)
 
 soak: $(INSTALLED)
-	$(VENV_PYTHON) -m pytest --soak --numprocesses=auto --maxprocesses=4 $(LONG_TESTS)
+	$(VENV_PYTHON) -m pytest --soak $(IN_PARALLEL) $(LONG_TESTS)
 	$(VENV_PYTHON) tests/soak.py $(ARGS)
 
 bench: $(INSTALLED)

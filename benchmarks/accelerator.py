@@ -35,7 +35,7 @@ SPEED_NAMES = ("elita-gated", "gla", "transformer")
 SPEED_POLICIES = {"300K": "float32", "large": "mixed_bfloat16"}
 # Fits: sizes at which a step takes milliseconds, on a text that repeats itself.
 FIT_SIZES = {"vocabulary_size": 50, "hidden_dim": 24, "num_heads": 3}
-FIT_STEPS, FIT_LENGTH = 60, 32
+FIT_EPOCHS, FIT_ROWS, FIT_BATCH, FIT_LENGTH = 10, 48, 8, 32
 FALLEN = 0.7  # of the first loss, at the most
 # Speed: lengths of the large decoders, and the tokens that a step has at least.
 SIZES = {
@@ -140,21 +140,26 @@ def devices() -> dict[str, Any]:
     return {"platform": "gpu", "device": details.get("device_name", "unknown")}
 
 
-def fits() -> None:
-    """A line for every architecture and policy: the losses before and after, or an error."""
+def fits(device: str) -> None:
+    """A line for every architecture and policy: its losses, or an error."""
+    import keras
+
     from elita_tf.models import architectures
+
+    # The test of the script itself does without XLA, which takes half a minute for each.
+    jit_compile = "auto" if device == "gpu" or keras.backend.backend() == "jax" else False
 
     for architecture in architectures:
         for policy in POLICIES:
             try:
-                result = fit(architecture, policy)
+                result = fit(architecture, policy, jit_compile)
             except Exception as error:
                 result = {"error": repr(error)[:300]}
             print(json.dumps({"case": architecture, "policy": policy, **result}), flush=True)
 
 
-def fit(architecture: str, policy: str) -> dict[str, Any]:
-    """The loss before and after a short training on a text that repeats itself."""
+def fit(architecture: str, policy: str, jit_compile: bool | str) -> dict[str, Any]:
+    """The loss of the first and the last epoch, on a text that repeats itself."""
     import keras
     import numpy as np
 
@@ -163,17 +168,15 @@ def fit(architecture: str, policy: str) -> dict[str, Any]:
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
     arguments = {**architectures[architecture], **FIT_SIZES, "context_length": FIT_LENGTH}
-    # A block of every mixer, as XLA takes many seconds for each.
+    # A block of every mixer: each takes seconds to compile.
     arguments["num_layers"] = len(np.atleast_1d(arguments["mixers"]))
     model = ElitaCausalLM(ElitaBackbone(**arguments, dtype=policy))
-    model.compile(keras.optimizers.Adam(3e-3))
+    model.compile(keras.optimizers.Adam(3e-3), jit_compile=jit_compile)
     order = np.random.default_rng(0).permutation(FIT_SIZES["vocabulary_size"])
-    text = np.resize(order, (8, FIT_LENGTH + 1))
-    batch = {"token_ids": text[:, :-1]}, text[:, 1:]
-    first = model.evaluate(*batch, len(text), verbose=0)
-    model.fit(*batch, len(text), epochs=FIT_STEPS, verbose=0)
-    last = model.evaluate(*batch, len(text), verbose=0)
-    return {"first_loss": float(first), "last_loss": float(last)}
+    text = np.resize(order, (FIT_ROWS, FIT_LENGTH + 1))
+    inputs, labels = {"token_ids": text[:, :-1]}, text[:, 1:]
+    history = model.fit(inputs, labels, FIT_BATCH, epochs=FIT_EPOCHS, verbose=0).history["loss"]
+    return {"first_loss": float(history[0]), "last_loss": float(history[-1])}
 
 
 def speed(name: str, policy: str, steps: int, overrides: list[str]) -> dict[str, Any]:
@@ -215,11 +218,11 @@ def speed(name: str, policy: str, steps: int, overrides: list[str]) -> dict[str,
     }
 
 
-def child(arguments: list[str]) -> None:
+def child(device: str, arguments: list[str]) -> None:
     """One of the three above, which prints lines of JSON."""
     what, *rest = arguments
     if what == "fits":
-        fits()
+        fits(device)
     elif what == "devices":
         print(json.dumps(devices()), flush=True)
     else:
@@ -310,7 +313,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(options.child)
+        child(options.device, options.child)
         return
     check = Check(options.device, options.output)
     for backend in options.backends:

@@ -1,6 +1,6 @@
 """Training through `model.fit`: tokens/s, step time, first step, peak memory, and the matmul limit.
 
-    python benchmarks/train.py [--short] [--output DIR] [--data_dir DIR]
+    python benchmarks/train.py [--short] [--profile] [--output DIR] [--data_dir DIR]
 
 Setting "300K": the wikitext2 recipes as they are (at most 300K parameters, vocabulary 2,048, length
 256, batch 128), and ELiTA's published equations taken literally, with Keras' defaults and with XLA.
@@ -13,16 +13,21 @@ matmul limit is the time that a step's matrix products take at the GEMM rate, me
 child right after: where the rates of two cases differ, something else was running, and the ratio
 step_over_limit is the fairer one. Speed does not depend on the text: without --data_dir token ids
 are random.
+
+`--profile` says instead where a step of `elita_gated`, `gla` and `transformer` in the setting
+"300K" goes, by kind of work.
 """
 
 import argparse
 import statistics
+from pathlib import Path
 from typing import Any
 
 import baselines
 import harness
 import keras
 import numpy as np
+import step_profile
 import tensorflow as tf
 from cases import (
     LITERAL,
@@ -41,6 +46,7 @@ SKIPPED_STEPS = 2
 SIZE_BOUND = 0.05
 # Rows of the first batch on which the loss is checked.
 PARITY_ROWS = 4
+PROFILED = ("elita_gated", "gla", "transformer")
 TINY = ("vocabulary_size=50", "num_layers=2", "hidden_dim=12", "num_heads=3")
 
 
@@ -141,6 +147,18 @@ def run(cases: list[Case], options: argparse.Namespace, report: harness.Report) 
         report.write(setting=setting, case=name, **fields, **ratio, **checked)
 
 
+def profiles(report: harness.Report, data_dir: Path | None) -> None:
+    """Where a step goes, a line of every case."""
+    cases = [case for case in training_cases(short=True) if case.name in PROFILED]
+    windows = harness.in_child(token_windows, cases[0].recipe, step_profile.STEPS, data_dir)
+    errors = harness.in_child(parities, cases, windows)
+    for case in cases:
+        harness.progress(f"profile of {case.name}")
+        found = harness.in_child(step_profile.profile, case, windows)
+        report.write(case=case.name, **found, parity_error=errors[case.name])
+    report.save(step_profile.plot(report.lines))
+
+
 def plot(lines: list[dict[str, Any]]) -> Figure:
     """Bars of every case: step with the matmul limit, first step, memory; a row per setting."""
     settings = list(dict.fromkeys(line["setting"] for line in lines))
@@ -176,7 +194,10 @@ def plot(lines: list[dict[str, Any]]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check, train, write."""
-    options = harness.parse(__doc__, arguments)
+    options = harness.parse(__doc__, arguments, profile="only: where a step goes")
+    if options.profile:
+        profiles(harness.Report("profile", options), options.data_dir)
+        return
     report = harness.Report("train", options)
     by_setting: dict[str, list[Case]] = {}
     for case in training_cases(options.short):

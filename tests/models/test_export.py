@@ -42,21 +42,27 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text
 
-folder = sys.argv[1]
-served = tf.saved_model.load(folder + "/model").signatures
-ids = tf.constant(np.load(folder + "/ids.npy"))
-outputs = {"serve": served["serve"](token_ids=ids)["logits"]}
-state = served["initial_state"](batch_size=tf.constant(2))
-mask = tf.constant([[True] * 5, [False] * 2 + [True] * 3])
-results = served["prefill"](token_ids=ids[:, :5], padding_mask=mask, **state)
-outputs["prefill"] = results.pop("logits")
-results = served["step"](token_ids=ids[:, 5], **results)
-outputs["step"] = results.pop("logits")
-np.savez(folder + "/outputs.npz", **outputs, **results)
-if len(sys.argv) > 2:
-    prompts = tf.constant(json.loads(sys.argv[2]))
+
+def read(folder, prompts):
+    served = tf.saved_model.load(folder + "/model").signatures
+    ids = tf.constant(np.load(folder + "/ids.npy"))
+    outputs = {"serve": served["serve"](token_ids=ids)["logits"]}
+    state = served["initial_state"](batch_size=tf.constant(2))
+    mask = tf.constant([[True] * 5, [False] * 2 + [True] * 3])
+    results = served["prefill"](token_ids=ids[:, :5], padding_mask=mask, **state)
+    outputs["prefill"] = results.pop("logits")
+    results = served["step"](token_ids=ids[:, 5], **results)
+    outputs["step"] = results.pop("logits")
+    np.savez(folder + "/outputs.npz", **outputs, **results)
+    if "generate_text" not in served:
+        return None
+    prompts = tf.constant(prompts)
     texts = served["generate_text"](prompts=prompts, max_length=tf.constant(15))["texts"]
-    print(json.dumps([text.decode() for text in texts.numpy()]))
+    return [text.decode() for text in texts.numpy()]
+
+
+prompts = json.loads(sys.argv[1])
+print(json.dumps([read(folder, prompts) for folder in sys.argv[2:]]))
 """
 
 
@@ -74,16 +80,16 @@ def make_model(name: str, preprocessor: Any = None, dtype: str | None = None) ->
     return randomized(model, scale=0.4)
 
 
-def served_by_a_stranger(model: ElitaCausalLM, folder: Path, *prompts: str) -> list[str]:
-    """Checks the numbers; returns the texts."""
+def export_for_a_stranger(model: ElitaCausalLM, folder: Path) -> Path:
+    folder.mkdir()
     size = min(model.backbone.vocabulary_size, 23)
-    ids = np.random.default_rng(1).integers(0, size, (2, 8)).astype("int32")
-    np.save(folder / "ids.npy", ids)
+    np.save(folder / "ids.npy", np.random.default_rng(1).integers(0, size, (2, 8)).astype("int32"))
     export.export_saved_model(model, folder / "model")
-    texts = [json.dumps(prompts)] if prompts else []
-    command = [sys.executable, "-c", STRANGER, str(folder), *texts]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    served = dict(np.load(folder / "outputs.npz"))
+    return folder
+
+
+def check_what_a_stranger_saw(model: ElitaCausalLM, folder: Path) -> None:
+    ids, served = np.load(folder / "ids.npy"), dict(np.load(folder / "outputs.npz"))
     helpers.assert_close(served.pop("serve"), np.array(model({"token_ids": ids})), 1e-5)
     mask = np.array([[True] * 5, [False] * 2 + [True] * 3])
     logits, state = model.prefill(ids[:, :5], mask)
@@ -93,7 +99,6 @@ def served_by_a_stranger(model: ElitaCausalLM, folder: Path, *prompts: str) -> l
     assert set(served) == set(state)
     for leaf, value in state.items():
         helpers.assert_close(served[leaf], np.array(value), 1e-5)
-    return json.loads(printed) if prompts else []
 
 
 def test_prefill_of_a_saved_model_heeds_the_padding(tmp_path: Path) -> None:
@@ -111,36 +116,39 @@ def test_prefill_of_a_saved_model_heeds_the_padding(tmp_path: Path) -> None:
         helpers.assert_close(received[leaf].numpy(), np.array(value), 1e-5)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["hybrid", "learned_positions"])
-def test_saved_model_elsewhere(name: str, tmp_path: Path) -> None:
-    assert served_by_a_stranger(make_model(name), tmp_path) == []
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["lossless", "default"])
-def test_texts_elsewhere(tokenizers: dict, kind: str, tmp_path: Path) -> None:
-    preprocessor = ElitaCausalLMPreprocessor(
-        tokenizers[kind], sequence_length=15, add_start_token=kind == "default"
-    )
-    model = make_model("elita_query", preprocessor)
-    texts = served_by_a_stranger(model, tmp_path, *PROMPTS)
-    assert texts == model.generate(PROMPTS, max_length=15)
-    assert all(text.startswith(prompt) for text, prompt in zip(texts, PROMPTS, strict=True))
-    generate_text = tf.saved_model.load(tmp_path / "model").signatures["generate_text"]
-    with pytest.raises(tf.errors.InvalidArgumentError, match="max_length"):
-        generate_text(prompts=tf.constant(PROMPTS), max_length=tf.constant(3))
-
-
-@pytest.mark.long
-def test_gpt2_texts_elsewhere(tmp_path: Path) -> None:
+def small_gpt2_tokenizer() -> ElitaGPT2Tokenizer:
     tokens = ["<|endoftext|>", *"3ando4Sthey", "Ġ", "Ċ", "an", "Ġan", "th"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = ElitaGPT2Tokenizer(vocabulary, ["a n", "Ġ an", "t h"])
-    preprocessor = ElitaCausalLMPreprocessor(tokenizer, sequence_length=15)
-    model = make_model("gla", preprocessor)
-    texts = served_by_a_stranger(model, tmp_path, *PROMPTS)
-    assert texts == model.generate(PROMPTS, max_length=15)
+    return ElitaGPT2Tokenizer(vocabulary, ["a n", "Ġ an", "t h"])
+
+
+@pytest.mark.long
+def test_saved_models_elsewhere(tokenizers: dict, tmp_path: Path) -> None:
+    """In one process, as its start takes most of the time."""
+    of_text = {
+        "lossless": ("elita_query", tokenizers["lossless"], False),
+        "default": ("elita_query", tokenizers["default"], True),
+        "gpt2": ("gla", small_gpt2_tokenizer(), True),
+    }
+    models = {name: make_model(name) for name in ("hybrid", "learned_positions")}
+    for kind, (name, tokenizer, start) in of_text.items():
+        preprocessor = ElitaCausalLMPreprocessor(
+            tokenizer, sequence_length=15, add_start_token=start
+        )
+        models[kind] = make_model(name, preprocessor)
+    folders = [export_for_a_stranger(models[kind], tmp_path / kind) for kind in models]
+    command = [sys.executable, "-c", STRANGER, json.dumps(PROMPTS), *map(str, folders)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    texts = dict(zip(models, json.loads(printed), strict=True))
+    for kind, model in models.items():
+        check_what_a_stranger_saw(model, tmp_path / kind)
+        written = model.generate(PROMPTS, max_length=15) if kind in of_text else None
+        assert texts[kind] == written, kind
+    for kind in ("lossless", "default"):
+        assert all(x.startswith(prompt) for x, prompt in zip(texts[kind], PROMPTS, strict=True))
+    generate_text = tf.saved_model.load(tmp_path / "lossless" / "model").signatures["generate_text"]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="max_length"):
+        generate_text(prompts=tf.constant(PROMPTS), max_length=tf.constant(3))
 
 
 @pytest.mark.long
