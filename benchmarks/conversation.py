@@ -1,4 +1,4 @@
-"""What a reader waits for: `decode.py --stream` and `decode.py --state`."""
+"""What a reader waits for: `decode.py --stream`, `--state` and `--generate`."""
 
 import hashlib
 import statistics
@@ -19,6 +19,7 @@ PRESET = "elita_wikitext2"
 TOP_P = {"p": 0.9, "temperature": 0.8, "seed": 0}
 PROMPT, POSITIONS, LONG = "The game was", (100, 100_000), 100_000
 CONTINUATIONS, TOKENS = 10, 480
+BATCHES = (1, 64)
 
 
 def stream(report: harness.Report) -> None:
@@ -73,6 +74,32 @@ def state(report: harness.Report) -> None:
         file_bytes=size,
         bit_equal_in_another_process=bit_equal,
     )
+
+
+def generate(report: harness.Report) -> None:
+    """Whole texts by `generate`, alone and many at once."""
+    model = ElitaCausalLM.from_preset(PRESET)
+    require_parity(model)
+    new = TOKENS - len(model.preprocessor.tokenizer(PROMPT))
+
+    def texts(batch: int) -> float:
+        began = time.perf_counter()
+        model.generate([PROMPT] * batch, TOKENS, stop_token_ids=None)
+        return time.perf_counter() - began
+
+    for name in ("greedy", "top_p"):
+        model.compile(sampler=keras_hub.samplers.get({"class_name": name, "config": options(name)}))
+        for batch in BATCHES:
+            first, *runs = [texts(batch) for _ in range(3 if report.is_short else 8)]
+            seconds = statistics.median(runs)
+            report.write(
+                sampler=name,
+                batch=batch,
+                tokens_per_second=batch * new / seconds,
+                milliseconds_per_step=1e3 * seconds / new,
+                first_call_seconds=first,
+                compilation_seconds=first - seconds,
+            )
 
 
 def options(sampler: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Decoding one token: latency and size of the state by position, against a key-value cache.
 
-    python benchmarks/decode.py [--short] [--output DIR] [--stream] [--state]
+    python benchmarks/decode.py [--short] [--output DIR] [--stream] [--state] [--generate]
 
 ELiTA and GLA read a random prompt up to the position, in pieces through `model.prefill`; then
 single tokens are timed, the models in turn. The Transformer of the same size has a window as long
@@ -14,7 +14,8 @@ in float64, for every model.
 
 `--stream` times `model.stream` of the packaged preset instead: tokens a second at positions 100 and
 100,000, and the first token of a prompt. `--state` reads 100,000 tokens once, goes on from them ten
-times, and compares the file of the state in another process.
+times, and compares the file of the state in another process. `--generate` times whole texts, alone
+and 64 at once.
 """
 
 from typing import Any
@@ -38,6 +39,7 @@ CACHE_COPIES = 4
 # Of ELiTA's sine; the linear models read on beyond it.
 WINDOW = 256
 MEMORY_LIMIT = 8 * 2**30
+MODES = (conversation.stream, conversation.state, conversation.generate)
 
 State = dict[str, tf.Tensor]
 
@@ -161,13 +163,13 @@ def plot(lines: list[dict[str, Any]]) -> Figure:
 
 def main(arguments: list[str] | None = None) -> None:
     """Check, read on from position to position, time, write."""
-    modes = {"stream": conversation.stream, "state": conversation.state}
+    modes = {each.__name__: each for each in MODES}
     flags = {name: f"only: {mode.__doc__}" for name, mode in modes.items()}
     options = harness.parse(__doc__, arguments, **flags)
-    for name, mode in modes.items():
-        if getattr(options, name):
-            mode(harness.Report(f"decode_{name}", options))
-    if options.stream or options.state:
+    chosen = [name for name in modes if getattr(options, name)]
+    for name in chosen:
+        modes[name](harness.Report(f"decode_{name}", options))
+    if chosen:
         return
     report = harness.Report("decode", options)
     positions, runs = (SHORT_POSITIONS, 7) if options.short else (POSITIONS, 21)
