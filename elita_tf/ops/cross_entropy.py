@@ -12,6 +12,7 @@ from elita_tf.ops.slicing import (
     accumulate_slices,
     add_blocks,
     count_blocks,
+    largest_slice,
     map_slices,
     slice_size,
 )
@@ -135,7 +136,8 @@ def _losses_and_gradients(labels: Any) -> Callable[[Any, Any, Any], Any]:
         size = slice_size(tokens, kernel.shape[0])
         rows, targets, weights = (split_axis(x, size, axis=0) for x in (hidden, labels, weight))
         classes = ops.arange(kernel.shape[0], dtype=labels.dtype)
-        num_blocks = count_blocks(math.prod(kernel.shape), size * kernel.shape[0])
+        largest = largest_slice(kernel.shape[0]) * kernel.shape[0]
+        num_blocks = count_blocks(math.prod(kernel.shape), largest)
 
         def forward_backward(index: Any, d_kernel: Any) -> tuple[list[Any], Any]:
             row, target, scale = (ops.take(x, index, axis=0) for x in (rows, targets, weights))

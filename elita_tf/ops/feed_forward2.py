@@ -81,7 +81,7 @@ def _gradients(first: Any, second: Any, matrix: Any, d_outputs: Any) -> Any:
     def backward(index: Any, total: Any) -> tuple[list[Any], Any]:
         first, second = factors(index)
         d_slice = ops.take(d_slices, index, axis=0)
-        d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(matrix)), (size, inner, rank))
+        d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(matrix)), (-1, inner, rank))
         d_factors = [ops.sum(d_product * second, axis=2), ops.sum(d_product * first, axis=1)]
         # The transpose of the small operand: that of the product would be a pass over it.
         return d_factors, total + ops.matmul(ops.transpose(d_slice), product(index))
@@ -111,7 +111,7 @@ def _gradients(first: Any, second: Any, matrix: Any, d_outputs: Any) -> Any:
     return (d_first, d_second, ops.transpose(d_matrix)), grad
 
 
-def _slices(first: Any, second: Any) -> tuple[int, Any, Callable, Callable]:
+def _slices(first: Any, second: Any) -> tuple[Any, Any, Callable, Callable]:
     """The tokens in slices: their size and number, and two functions of a slice's index.
 
     These give the factors, to be multiplied as (size, inner, 1) and (size, 1, rank), and their
@@ -127,6 +127,6 @@ def _slices(first: Any, second: Any) -> tuple[int, Any, Callable, Callable]:
 
     def product(index: Any) -> Any:
         first, second = factors(index)
-        return ops.reshape(first * second, (size, inner * rank))
+        return ops.reshape(first * second, (-1, inner * rank))
 
     return size, ops.shape(firsts)[0], factors, product

@@ -12,10 +12,17 @@ _ELEMENTS = 2**21
 _MIN_TOKENS = 256
 
 
-def slice_size(tokens: Any, elements_per_token: int) -> int:
-    """The number of tokens in a slice: at most `tokens`, if that number is known."""
-    size = max(_MIN_TOKENS, _ELEMENTS // elements_per_token)
-    return min(size, max(tokens, 1)) if isinstance(tokens, int) else size
+def largest_slice(elements_per_token: int) -> int:
+    """The number of tokens in a slice, of as many tokens as you like."""
+    return max(_MIN_TOKENS, _ELEMENTS // elements_per_token)
+
+
+def slice_size(tokens: Any, elements_per_token: int) -> Any:
+    """The number of tokens in a slice, at most `tokens`: a number, or a tensor if that is one."""
+    largest = largest_slice(elements_per_token)
+    if isinstance(tokens, int):
+        return min(largest, max(tokens, 1))
+    return ops.minimum(largest, ops.maximum(tokens, 1))
 
 
 def map_slices(function: Callable[[Any], Any], num_slices: Any, like: Any) -> Any:
