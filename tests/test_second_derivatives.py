@@ -120,10 +120,18 @@ def test_second_derivatives_over_several_slices(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["feed_forward2", "loss"])
+@pytest.mark.parametrize("name", ["attention2", "gla_chunks", "feed_forward2", "loss"])
 def test_second_derivatives_under_xla(name: str) -> None:
     function, shapes = OPS[name]
     check(function, drawn(*shapes), helpers.xla)
+
+
+@pytest.mark.long
+def test_second_derivatives_beyond_a_window_under_xla() -> None:
+    layer = LAYERS["softmax_window"](dtype="float64")
+    layer.build((BATCH, TIME, HIDDEN))
+    helpers.randomized(layer)
+    check(layer, drawn((BATCH, TIME, HIDDEN)), helpers.xla)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -39,6 +39,7 @@ from elita_tf.ops.arguments import (
     segments_of,
 )
 from elita_tf.ops.chunking import state_dtype
+from elita_tf.ops.loops import scan
 from elita_tf.ops.running import decayed_maximum, running_maximum, running_sums
 from elita_tf.ops.segments import segment_starts
 from elita_tf.ops.symbolic import symbolic
@@ -120,8 +121,8 @@ def attention2_recurrent(
     logits = (key_logits, query_logits, self_logits)
     _require("attention2_recurrent", logits, value, initial_state, log_decay, segment_ids)
     initial_state = _initial_state(key_logits, value, initial_state)
-    # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
-    # only what has the shape of the carry.
+    # Time first, so that a position is a row; outputs ride in the carry, as `scan` stacks only
+    # what has the shape of the carry.
     inputs = [ops.moveaxis(x, 1, 0) for x in (key_logits, query_logits, self_logits, value)]
     options = {"log_decay": log_decay}
     if segment_ids is not None:
@@ -137,9 +138,7 @@ def attention2_recurrent(
         return (outputs, *state), (outputs, *state)
 
     carry = (ops.zeros_like(inputs[3][0]), *initial_state)
-    (_, *final), (outputs, *_) = ops.scan(
-        advance, carry, ops.arange(ops.shape(value)[1], dtype="int32")
-    )
+    (_, *final), (outputs, *_) = scan(advance, carry, ops.shape(value)[1])
     return ops.moveaxis(outputs, 0, 1), Attention2State(*final)
 
 

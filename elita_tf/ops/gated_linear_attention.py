@@ -29,6 +29,7 @@ from elita_tf.ops.arguments import (
     segments_of,
 )
 from elita_tf.ops.chunking import fit_chunk_size, merge_chunks, split_chunks, state_dtype
+from elita_tf.ops.loops import scan
 from elita_tf.ops.running import running_sums
 from elita_tf.ops.segments import segment_starts
 from elita_tf.ops.symbolic import symbolic
@@ -84,8 +85,8 @@ def gated_linear_attention_recurrent(
     if segment_ids is not None:
         log_decay = _forget(log_decay, segment_starts(segment_ids))
     initial_state = _initial_state(query, key, value, log_decay, initial_state)
-    # Time first, so that a position is a row; outputs ride in the carry, as `ops.scan` stacks
-    # only what has the shape of the carry.
+    # Time first, so that a position is a row; outputs ride in the carry, as `scan` stacks only
+    # what has the shape of the carry.
     inputs = [ops.moveaxis(x, 1, 0) for x in (query, key, value, log_decay)]
 
     def advance(carry: Any, position: Any) -> tuple[Any, Any]:
@@ -95,9 +96,7 @@ def gated_linear_attention_recurrent(
         return carry, carry
 
     carry = (ops.zeros_like(inputs[2][0]), initial_state)
-    (_, final_state), (outputs, _) = ops.scan(
-        advance, carry, ops.arange(ops.shape(value)[1], dtype="int32")
-    )
+    (_, final_state), (outputs, _) = scan(advance, carry, ops.shape(value)[1])
     return ops.moveaxis(outputs, 0, 1), final_state
 
 

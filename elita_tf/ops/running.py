@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from elita_tf.ops.chunking import fit_chunk_size, merge_axis, split_axis, unpack_upstream
+from elita_tf.ops.loops import repeat, scan
 
 # Positions in a chunk: with more the loops over positions get long, with fewer that over chunks.
 _CHUNK_SIZE = 32
@@ -64,7 +65,7 @@ def running_maximum(x: Any, initial: Any, starts: Any = None) -> Any:
         after = ops.maximum(since_start(maximum, restarted), ops.take(maxima, chunk, axis=1))
         return after, maximum
 
-    _, before = ops.scan(advance, initial, ops.arange(ops.shape(maxima)[1], dtype="int32"))
+    _, before = scan(advance, initial, ops.shape(maxima)[1])
     before = since_start(ops.moveaxis(before, 0, 1)[:, :, None], started)
     return merge_axis(ops.maximum(chunks, before), ops.shape(x)[1], axis=1)
 
@@ -162,12 +163,10 @@ def _recurrence(
         starts = [x[:, None] for x in initial]
     else:
         zeros = [ops.full_like(x[:, :, 0], algebra.zero) for x in increments]
-        added = ops.fori_loop(0, chunk_size, from_zero, zeros)
+        added = repeat(from_zero, zeros, chunk_size)
         whole = algebra.from_log(ops.sum(log_decay, axis=2))
         starts = _across_chunks(whole, added, initial, reverse, algebra)
-    ends, sums = ops.scan(
-        from_start, starts, ops.arange(chunk_size, dtype="int32"), reverse=reverse
-    )
+    ends, sums = scan(from_start, starts, chunk_size, reverse)
     return [merge_axis(ops.moveaxis(x, 0, 2), time, axis=1) for x in sums], [x[:, -1] for x in ends]
 
 
@@ -183,8 +182,7 @@ def _across_chunks(
             for s, x in zip(sums, added, strict=True)
         ], sums
 
-    chunks = ops.arange(ops.shape(decay)[1], dtype="int32")
-    _, starts = ops.scan(advance, list(initial), chunks, reverse=reverse)
+    _, starts = scan(advance, list(initial), ops.shape(decay)[1], reverse)
     return [ops.moveaxis(x, 0, 1) for x in starts]
 
 

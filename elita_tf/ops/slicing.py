@@ -6,6 +6,8 @@ from typing import Any
 
 from keras import ops
 
+from elita_tf.ops.loops import scan
+
 # Elements of an intermediate product held at a time: 8 MiB of float32. A slice of fewer than 256
 # tokens would leave the matrix products thin.
 _ELEMENTS = 2**21
@@ -37,7 +39,7 @@ def map_slices(function: Callable[[Any], Any], num_slices: Any, like: Any) -> An
         result = function(index)
         return result, result
 
-    return ops.scan(advance, like, ops.arange(num_slices, dtype="int32"))[1]
+    return scan(advance, like, num_slices)[1]
 
 
 def accumulate_slices(

@@ -6,6 +6,7 @@ from typing import Any
 from keras import ops
 
 from elita_tf.ops.chunking import merge_chunks, split_chunks, state_dtype
+from elita_tf.ops.loops import scan
 
 # Queries in a chunk. Larger chunks compute more scores in vain, smaller ones make the loop long.
 _CHUNK_SIZE = 128
@@ -97,7 +98,7 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
 
     Pairs are the keys and the values, and `seen` is (n, b or 1, 1, c).
     """
-    chunks, size = ops.arange(ops.shape(seen)[0], dtype="int32"), ops.shape(seen)[3]
+    num_chunks, size = ops.shape(seen)[0], ops.shape(seen)[3]
     # The distances from the queries of a chunk to the keys of the window before it and of the chunk
     # itself. A key after the query gets the distance `window`, which no query sees.
     places = ops.arange(window + size, dtype="int32")
@@ -137,11 +138,11 @@ def _attend(seen: Any, window: int) -> Callable[[Any, Any], Any]:
 
             like = pairs[..., :window, :], pairs[..., :size, :], query[0]
             start = tuple(ops.zeros_like(x) for x in like)
-            (before, *_), (_, own, d_query) = ops.scan(backward, start, chunks, reverse=True)
+            (before, *_), (_, own, d_query) = scan(backward, start, num_chunks, reverse=True)
             own = ops.reshape(ops.moveaxis(own, 0, 3), (*sizes[:3], -1, sizes[4]))
             return d_query, ops.concatenate([before, own], axis=3)
 
-        return ops.scan(forward, ops.zeros_like(query[0]), chunks)[1], grad
+        return scan(forward, ops.zeros_like(query[0]), num_chunks)[1], grad
 
     return attend
 
