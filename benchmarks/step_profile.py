@@ -155,5 +155,5 @@ def plot(lines: list[dict[str, Any]]) -> Figure:
         panel.barh(names, values, left=left, label=kind)
         left += values
     panel.set(xlabel="seconds of all cores")
-    panel.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
