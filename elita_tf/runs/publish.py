@@ -1,8 +1,8 @@
 """Makes a run a preset of the package, `elita publish --run_dir DIR --data_dir DIR`, in a clone.
 
-It writes the preset with float16 weights and its model card into `elita_tf/presets/NAME`, and
-validation windows, on which a test holds the card to its word, into `tests/models/NAME`. Both hold
-text or weights made from WikiText, whose licence goes with them.
+It writes the preset with float16 weights and its model card into `elita_tf/presets/NAME`. Into
+`tests/models/NAME` it writes windows of the validation split, with which a test checks the loss
+that the card gives. Both folders hold what was made from WikiText, and name its licence.
 """
 
 import json
@@ -60,9 +60,9 @@ this preset: {window_loss:.4f} nats per token.
 
 ## Limits
 
-It is small, has read two million words, and serves to try the package out and to test it: its texts
-are grammatical in parts and mean nothing, what they claim is invented, and they can repeat the
-biases of its source.
+It is small, has read two million words, and is meant for trying out and testing the package. Its
+texts are only in parts grammatical, and what they claim is invented. They can repeat the biases of
+its source.
 
 ## Licence
 
