@@ -8,7 +8,7 @@ GLA with more than 10M parameters at length 131,072; and the loss alone, with it
 GPT-2's vocabulary, against the loss of materialised logits.
 
 Every case takes one step through `model.fit`, compiled as in the recipe, in a child process that
-may ask for 12 GiB; what needs more is reported as not fitting, and greater lengths of that model
+may ask for 8 GiB; what needs more is reported as not fitting, and greater lengths of that model
 are left out. The peak counts the interpreter and TensorFlow, whose share is
 `memory_before_model_bytes`. It is printed only if the loss of the step equals the loss of the same
 windows read in four pieces chained through the state; for the loss alone, if value and gradients
@@ -33,7 +33,7 @@ from elita_tf import ops
 LENGTHS = (1_024, 4_096, 16_384, 65_536, 131_072)
 SHORT_LENGTHS = (1_024, 4_096)
 TOKENS = 8_192
-LIMIT = 12 * 2**30
+LIMIT = 8 * 2**30
 # More than 10M parameters: 12.7M and 10.5M.
 LARGE_BLOCKS = {"elita": 4, "gla": 3}
 LARGE = ("hidden_dim=512", "rematerialize=true")

@@ -57,6 +57,7 @@ EXCEPTIONS = {
     "models/preprocessor.py": {"tensorflow"},
     "models/prompts.py": {"numpy"},
     "models/search.py": {"numpy"},
+    "models/rematerialization.py": {"jax", "tensorflow"},
     "models/shared_compilation.py": {"tensorflow"},
     "models/training_data.py": {"tensorflow"},
     "runs/devices.py": {"jax"},

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 
 Runner = Callable[..., Any]
 
@@ -21,9 +22,38 @@ def run_directly(layers: Sequence[keras.layers.Layer], x: Any, **tensors: Any) -
     return last(x, **tensors)
 
 
-def run_rematerialized(layers: Sequence[keras.layers.Layer], x: Any, **tensors: Any) -> Any:
-    """`run_directly`, which keeps only `x` for the backward pass and computes the rest again."""
-    return keras.remat(lambda x: run_directly(layers, x, **tensors))(x)
+def variables_of(layers: Sequence[keras.layers.Layer]) -> list[keras.Variable]:
+    """All variables of all layers."""
+    return [variable for layer in layers for variable in layer.variables]
+
+
+def with_weights(
+    layers: Sequence[keras.layers.Layer], weights: Sequence[Any], run: Callable[[], Any]
+) -> Any:
+    """`run()`, in which the variables of the layers have other values.
+
+    A gradient of these values is one of function arguments, which every kind of gradient passes on.
+
+    Raises:
+        ValueError: a layer assigns to one of its variables. The assignment would be lost.
+    """
+    variables = variables_of(layers)
+    # A gradient of a frozen weight would be computed.
+    values = [
+        weight if variable.trainable else ops.stop_gradient(weight)
+        for variable, weight in zip(variables, weights, strict=True)
+    ]
+    with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
+        given = [scope.get_current_value(variable) for variable in variables]
+        outputs = run()
+        for variable, value in zip(variables, given, strict=True):
+            if scope.get_current_value(variable) is not value:
+                raise ValueError(
+                    f"A layer assigns to its variable {variable.path!r} when it is called. That "
+                    "would be lost where branches of blocks are programs of their own or are "
+                    "computed again. Pass rematerialize=False, and jit_compile=True or False."
+                )
+    return outputs
 
 
 class ResidualBranch(NamedTuple):

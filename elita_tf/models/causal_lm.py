@@ -9,16 +9,13 @@ from keras import ops
 
 from elita_tf.layers.arguments import reject_unknown, require_flag
 from elita_tf.models.backbone import ElitaBackbone
-from elita_tf.models.blocks import (
-    draws_random_numbers,
-    require_no_remat_scope,
-    run_rematerialized,
-)
+from elita_tf.models.blocks import draws_random_numbers, require_no_remat_scope
 from elita_tf.models.carried_state import CarriedState
 from elita_tf.models.generation import Generation
 from elita_tf.models.inputs import OptionalInputs, require_ids, require_inputs
 from elita_tf.models.losses import TokenMean, token_weights, weigh_labels, weight_of_batch
 from elita_tf.models.preprocessor import ElitaCausalLMPreprocessor
+from elita_tf.models.rematerialization import run_rematerialized
 from elita_tf.models.saving import Saving
 from elita_tf.models.scoring import Scoring
 from elita_tf.models.training_data import CheckedData
@@ -64,7 +61,8 @@ class ElitaCausalLM(
             `elita_tf.data.stream_windows`, until `reset_carried_state()`. None starts every batch
             anew.
         rematerialize: keep the residual stream alone for the backward pass, which computes every
-            mixer and feed-forward again: for models that are deep or texts that are long.
+            mixer and feed-forward again, in pieces of 16,384 tokens: for models that are deep or
+            texts that are long.
         **kwargs: of `keras_hub.models.CausalLM`: name, trainable, compile.
 
     Inputs:

@@ -11,9 +11,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
-from elita_tf.models.blocks import run_directly
+from elita_tf.models.blocks import run_directly, variables_of, with_weights
+from elita_tf.models.rematerialization import rematerialized
 from elita_tf.ops import linear_cross_entropy
 
 
@@ -47,9 +47,8 @@ class SharedCompilation:
         """
         kind = tuple(_kind(layer) for layer in layers)
         if kind not in self._programs:
-            run = self._with_weights(layers)
-            self._programs[kind] = tf.function(run, autograph=False, jit_compile=True)
-        weights = [tf.convert_to_tensor(variable) for variable in _variables(layers)]
+            self._programs[kind] = self._program(layers)
+        weights = [tf.convert_to_tensor(variable) for variable in variables_of(layers)]
         return self._programs[kind](weights, x, tensors)
 
     def linear_cross_entropy(self, hidden: Any, kernel: Any, labels: Any, weights: Any) -> Any:
@@ -59,32 +58,15 @@ class SharedCompilation:
             *(tf.convert_to_tensor(x) if isinstance(x, keras.Variable) else x for x in tensors)
         )
 
-    def _with_weights(self, layers: Sequence[keras.layers.Layer]) -> Callable:
+    def _program(self, layers: Sequence[keras.layers.Layer]) -> Callable:
         """A function of weights and tensors: what layers of this kind compute with such weights."""
-        variables = _variables(layers)
 
         def run(weights: list[Any], x: Any, tensors: dict[str, Any]) -> Any:
-            # The weights are arguments of it, as rematerialisation passes gradients to arguments.
-            def inside(x: Any, *weights: Any) -> Any:
-                # A gradient of a frozen weight would be computed, as an output of the program.
-                values = [
-                    weight if variable.trainable else ops.stop_gradient(weight)
-                    for variable, weight in zip(variables, weights, strict=True)
-                ]
-                with keras.StatelessScope(list(zip(variables, values, strict=True))) as scope:
-                    given = [scope.get_current_value(variable) for variable in variables]
-                    outputs = run_directly(layers, x, **tensors)
-                    for variable, value in zip(variables, given, strict=True):
-                        _require_constant(variable, value, scope)
-                return outputs
+            if self._rematerialize:
+                return rematerialized(layers, weights, x, tensors)
+            return with_weights(layers, weights, lambda: run_directly(layers, x, **tensors))
 
-            return (keras.remat(inside) if self._rematerialize else inside)(x, *weights)
-
-        return run
-
-
-def _variables(layers: Sequence[keras.layers.Layer]) -> list[keras.Variable]:
-    return [variable for layer in layers for variable in layer.variables]
+        return tf.function(run, autograph=False, jit_compile=True)
 
 
 def _kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
@@ -92,12 +74,3 @@ def _kind(layer: keras.layers.Layer) -> tuple[Any, ...]:
     config = {key: value for key, value in layer.get_config().items() if key != "name"}
     weights = ((tuple(v.shape), str(v.dtype), v.trainable) for v in layer.variables)
     return type(layer), json.dumps(config, sort_keys=True, default=str), *weights
-
-
-def _require_constant(variable: keras.Variable, value: Any, scope: keras.StatelessScope) -> None:
-    if scope.get_current_value(variable) is not value:
-        raise ValueError(
-            f"A layer assigns to its variable {variable.path!r} when it is called, and "
-            "jit_compile='blocks' would lose that: its programs share the code of all blocks of a "
-            "kind. Pass jit_compile=True or False."
-        )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 from keras import ops
 
 from elita_tf.ops.loops import scan
@@ -47,31 +48,34 @@ def accumulate_slices(
     num_slices: Any,
     stacks: Sequence[Any],
     total: Any,
+    reverse: bool = False,
 ) -> tuple[list[Any], Any]:
-    """Stack some results of every slice and add up another.
+    """Stack some results of every slice and pass another on from slice to slice.
 
     Args:
         function: of the slice's index and the total so far; returns what to put into each of
             `stacks` at that index, and the new total.
         num_slices: number of slices.
-        stacks: zeros of (slices, ...).
-        total: zeros.
+        stacks: (slices, ...), to be written over.
+        total: a tensor or a structure of tensors, for the first slice.
+        reverse: whether to begin with the last slice.
 
     Returns:
-        The filled `stacks` and the `total`.
+        The filled `stacks` and the last `total`.
     """
 
-    def advance(index: Any, stacks: Sequence[Any], total: Any) -> tuple[Any, Any, Any]:
+    def advance(done: Any, stacks: Sequence[Any], total: Any) -> tuple[Any, Any, Any]:
+        index = num_slices - 1 - done if reverse else done
         results, total = function(index, total)
         zero = ops.zeros_like(index)  # JAX wants indices of one dtype
         stacks = [
             ops.slice_update(stack, (index, *[zero] * (len(stack.shape) - 1)), result[None])
             for stack, result in zip(stacks, results, strict=True)
         ]
-        return _next(index, total), stacks, total
+        return _next(done, [*results, *keras.tree.flatten(total)][-1]), stacks, total
 
     _, stacks, total = ops.while_loop(
-        lambda index, *_: index < num_slices, advance, (0, list(stacks), total)
+        lambda done, *_: done < num_slices, advance, (0, list(stacks), total)
     )
     return stacks, total
 
@@ -108,5 +112,6 @@ def _next(index: Any, computed: Any) -> Any:
     Without the wait, TensorFlow would work on ten slices at a time, each with its own
     intermediate product. The comparison is never true, so what is added is 0.
     """
-    waited = ops.cast(ops.reshape(computed, (-1,))[0] < -float("inf"), "int32")
+    computed = ops.cast(ops.reshape(computed, (-1,))[0], "float32")
+    waited = ops.cast(computed < -float("inf"), "int32")
     return index + 1 + waited

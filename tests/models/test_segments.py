@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM
-from elita_tf.models.blocks import run_rematerialized
+from elita_tf.models.rematerialization import run_rematerialized
 from tests import helpers
 from tests.helpers import LAYER_BOUND, jitted, randomized
 
