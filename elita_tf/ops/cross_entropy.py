@@ -18,9 +18,6 @@ from elita_tf.ops.slicing import (
 )
 from elita_tf.ops.symbolic import symbolic
 
-# See `_thin_product`. More products of a loop would take long to compile.
-_FEW_ROWS, _COLUMNS, _MAX_PRODUCTS = 256, 384, 16
-
 
 @symbolic
 def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any, sample_weight: Any = None) -> Any:
@@ -213,27 +210,13 @@ def _add_products(d_kernel: Any, row: Any, d_logits: Any, num_blocks: int) -> An
     """
     transposed = ops.transpose(row)
     if num_blocks == 1:
-        return d_kernel + ops.cast(_thin_product(transposed, d_logits), d_kernel.dtype)
+        return d_kernel + ops.cast(ops.matmul(transposed, d_logits), d_kernel.dtype)
 
     def rows_of_kernel(start: Any, count: int) -> Any:
         columns = ops.slice(d_logits, (ops.zeros_like(start), start), (row.shape[0], count))
         return ops.cast(ops.transpose(ops.matmul(transposed, columns)), d_kernel.dtype)
 
     return add_blocks(d_kernel, rows_of_kernel, num_blocks)
-
-
-def _thin_product(left: Any, right: Any) -> Any:
-    """`left right`; of few rows, by some columns of `right` at a time.
-
-    A product on a CPU first lays `right` out anew, which few rows are not worth unless it stays in
-    the caches meanwhile.
-    """
-    rows, columns = left.shape[0], right.shape[1]
-    if rows > _FEW_ROWS or columns > _MAX_PRODUCTS * _COLUMNS:
-        return ops.matmul(left, right)
-    starts = range(0, columns, _COLUMNS)
-    products = [ops.matmul(left, right[:, start : start + _COLUMNS]) for start in starts]
-    return ops.concatenate(products, axis=1)
 
 
 def _flat(hidden: Any, kernel: Any, labels: Any) -> tuple[Any, Any, Any]:
