@@ -101,7 +101,7 @@ def test_tokens_are_those_of_the_full_recomputation(name: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_compiled(sampler: str) -> None:
-    model = make_model("elita_query", num_layers=1)
+    model = make_model("gla", num_layers=1)
     model.compile(sampler=SAMPLERS[sampler]())
     inputs = prompts((3, 5), max_length=11)
     outputs = model.generate(inputs, stop_token_ids=None)
