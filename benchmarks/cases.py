@@ -16,6 +16,7 @@ from elita_tf.runs.recipe import Recipe, load_recipe
 
 NAMES = ("elita", "gla", "transformer")
 LITERAL = "literal ELiTA"
+MIXED = "mixed_bfloat16"
 LARGE = ("num_layers=6", "hidden_dim=512", "context_length=1024", "batch_size=8")
 DEEP = load_recipe("gla-gpt2-wikitext2", ('init_embeddings=""', "vocabulary_size=50257"))
 
@@ -28,10 +29,11 @@ class Case(NamedTuple):
     recipe: Recipe
     literal: bool = False
     jit_compile: bool | str = "auto"
+    policy: str = "float32"
 
-    def build(self, dtype: str = "float32") -> keras.Model:
-        """The compiled model with fresh weights."""
-        keras.config.set_dtype_policy(dtype)
+    def build(self, policy: str | None = None) -> keras.Model:
+        """The compiled model with fresh weights, of another dtype policy if asked for."""
+        keras.config.set_dtype_policy(policy or self.policy)
         keras.utils.set_random_seed(self.recipe.seed)
         sizes = self.recipe.vocabulary_size, self.recipe.num_layers, self.recipe.hidden_dim
         optimizer = build_optimizer(self.recipe)
@@ -65,13 +67,15 @@ def training_cases(short: bool) -> list[Case]:
     """The cases of all settings, in the order in which they take turns."""
     small = [Case("300K", name, load_recipe(f"{name}-wikitext2")) for name in NAMES]
     elita = small[0].recipe
-    small.append(Case("300K", "elita_gated", load_recipe("elita-gated-wikitext2-tuned")))
+    gated = Case("300K", "elita_gated", load_recipe("elita-gated-wikitext2-tuned"))
+    small += [gated, gated._replace(name=f"elita_gated, {MIXED}", policy=MIXED)]
     small.append(Case("300K", LITERAL, elita, literal=True))
     small.append(Case("300K", f"{LITERAL}, XLA", elita, literal=True, jit_compile=True))
+    mixed = [case._replace(name=f"{case.name}, {MIXED}", policy=MIXED) for case in small[1:3]]
     large = [Case("large", name, load_recipe(f"{name}-wikitext2", LARGE)) for name in NAMES]
     choices = {"gla-gpt2": "auto", "one program": True, "no XLA": False}
     deep = [Case("deep", name, DEEP, jit_compile=choice) for name, choice in choices.items()]
-    return small if short else small + large + deep
+    return small if short else small + mixed + large + deep
 
 
 def matmul_flops(model: keras.Model, recipe: Recipe) -> float:

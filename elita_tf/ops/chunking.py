@@ -12,6 +12,16 @@ def state_dtype(*tensors: Any) -> str:
     return "float64" if "float64" in dtypes else "float32"
 
 
+def product_dtype(x: Any) -> str:
+    """The dtype in which an op makes its own products of `x`, with what it gets from them.
+
+    It is that of `x`, but at least float32 where there are CPUs alone: XLA has no products of
+    narrower numbers on a CPU, so it would convert large intermediate results forth and back.
+    """
+    only_cpus = all(name.startswith("cpu") for name in keras.distribution.list_devices())
+    return state_dtype(x) if only_cpus else keras.backend.standardize_dtype(x.dtype)
+
+
 def fit_chunk_size(chunk_size: int, time: Any) -> int:
     """The power of two at or above `chunk_size`, no larger than a static `time` needs."""
     if chunk_size < 1:

@@ -7,7 +7,13 @@ from typing import Any
 from keras import ops
 
 from elita_tf.ops.arguments import agree, require_floating, require_shapes, static_shape
-from elita_tf.ops.chunking import merge_axis, split_axis, state_dtype, unpack_upstream
+from elita_tf.ops.chunking import (
+    merge_axis,
+    product_dtype,
+    split_axis,
+    state_dtype,
+    unpack_upstream,
+)
 from elita_tf.ops.slicing import (
     accumulate_slices,
     add_blocks,
@@ -68,9 +74,10 @@ def token_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
     tokens = ops.shape(hidden)[0]
     size = slice_size(tokens, kernel.shape[0])
     rows, targets = split_axis(hidden, size, axis=0), split_axis(labels, size, axis=0)
+    kernel = ops.cast(kernel, product_dtype(hidden))
 
     def losses(index: Any) -> Any:
-        logits = _logits(ops.take(rows, index, axis=0), kernel)
+        logits = _logits(ops.cast(ops.take(rows, index, axis=0), kernel.dtype), kernel)
         return ops.logsumexp(logits, axis=-1) - _at(logits, ops.take(targets, index, axis=0))
 
     stacked = map_slices(losses, ops.shape(rows)[0], ops.zeros((size,), state_dtype(hidden)))
@@ -135,9 +142,11 @@ def _losses_and_gradients(labels: Any) -> Callable[[Any, Any, Any], Any]:
         classes = ops.arange(kernel.shape[0], dtype=labels.dtype)
         largest = largest_slice(kernel.shape[0]) * kernel.shape[0]
         num_blocks = count_blocks(math.prod(kernel.shape), largest)
+        kernel = ops.cast(kernel, product_dtype(hidden))
 
         def forward_backward(index: Any, d_kernel: Any) -> tuple[list[Any], Any]:
             row, target, scale = (ops.take(x, index, axis=0) for x in (rows, targets, weights))
+            row = ops.cast(row, kernel.dtype)
             logits = _logits(row, kernel)
             maximum = ops.max(logits, axis=-1, keepdims=True)
             exponentials = ops.exp(logits - maximum)

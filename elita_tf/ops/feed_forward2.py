@@ -7,7 +7,13 @@ from typing import Any
 from keras import ops
 
 from elita_tf.ops.arguments import require_floating, require_shapes
-from elita_tf.ops.chunking import merge_axis, split_axis, unpack_upstream
+from elita_tf.ops.chunking import (
+    merge_axis,
+    product_dtype,
+    split_axis,
+    state_dtype,
+    unpack_upstream,
+)
 from elita_tf.ops.slicing import accumulate_slices, map_slices, slice_size
 from elita_tf.ops.symbolic import symbolic
 
@@ -61,8 +67,9 @@ def feed_forward2(first: Any, second: Any, kernel: Any) -> Any:
 def _bilinear(first: Any, second: Any, matrix: Any) -> Any:
     tokens = ops.shape(first)[0]
     size, num_slices, _, product = _slices(first, second)
+    wide = ops.cast(matrix, product_dtype(first))
     outputs = map_slices(
-        lambda index: ops.matmul(product(index), matrix),
+        lambda index: ops.cast(ops.matmul(product(index), wide), first.dtype),
         num_slices,
         like=ops.zeros((size, matrix.shape[-1]), first.dtype),
     )
@@ -77,21 +84,23 @@ def _gradients(first: Any, second: Any, matrix: Any, d_outputs: Any) -> Any:
     tokens, inner, rank = ops.shape(first)[0], first.shape[-1], second.shape[-1]
     size, num_slices, factors, product = _slices(first, second)
     d_slices = split_axis(d_outputs, size, axis=0)
+    dtype, wide = first.dtype, ops.cast(matrix, product_dtype(first))
 
     def backward(index: Any, total: Any) -> tuple[list[Any], Any]:
         first, second = factors(index)
-        d_slice = ops.take(d_slices, index, axis=0)
-        d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(matrix)), (-1, inner, rank))
-        d_factors = [ops.sum(d_product * second, axis=2), ops.sum(d_product * first, axis=1)]
+        d_slice = ops.cast(ops.take(d_slices, index, axis=0), wide.dtype)
+        d_product = ops.reshape(ops.matmul(d_slice, ops.transpose(wide)), (-1, inner, rank))
+        d_factors = ops.sum(d_product * second, axis=2), ops.sum(d_product * first, axis=1)
         # The transpose of the small operand: that of the product would be a pass over it.
-        return d_factors, total + ops.matmul(ops.transpose(d_slice), product(index))
+        d_wide = ops.matmul(ops.transpose(d_slice), product(index))
+        return [ops.cast(x, dtype) for x in d_factors], total + ops.cast(d_wide, total.dtype)
 
     shapes = [(num_slices, size, inner), (num_slices, size, rank)]
     d_factors, d_matrix = accumulate_slices(
         backward,
         num_slices,
         stacks=[ops.zeros(shape, first.dtype) for shape in shapes],
-        total=ops.zeros_like(ops.transpose(matrix)),
+        total=ops.zeros(matrix.shape[::-1], state_dtype(matrix)),
     )
 
     def grad(*upstream: Any) -> tuple[Any, Any, Any, Any]:
@@ -108,7 +117,7 @@ def _gradients(first: Any, second: Any, matrix: Any, d_outputs: Any) -> Any:
         return first_2 + first_3, second_1 + second_3, matrix_1 + matrix_2, d_upstream
 
     d_first, d_second = (merge_axis(x, tokens, axis=0) for x in d_factors)
-    return (d_first, d_second, ops.transpose(d_matrix)), grad
+    return (d_first, d_second, ops.cast(ops.transpose(d_matrix), matrix.dtype)), grad
 
 
 def _slices(first: Any, second: Any) -> tuple[Any, Any, Callable, Callable]:
@@ -117,12 +126,12 @@ def _slices(first: Any, second: Any) -> tuple[Any, Any, Callable, Callable]:
     These give the factors, to be multiplied as (size, inner, 1) and (size, 1, rank), and their
     product, (size, inner * rank).
     """
-    inner, rank = first.shape[-1], second.shape[-1]
+    inner, rank, dtype = first.shape[-1], second.shape[-1], product_dtype(first)
     size = slice_size(ops.shape(first)[0], inner * rank)
     firsts, seconds = split_axis(first, size, axis=0), split_axis(second, size, axis=0)
 
     def factors(index: Any) -> tuple[Any, Any]:
-        first, second = (ops.take(x, index, axis=0) for x in (firsts, seconds))
+        first, second = (ops.cast(ops.take(x, index, axis=0), dtype) for x in (firsts, seconds))
         return first[:, :, None], second[:, None, :]
 
     def product(index: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops
 
-from elita_tf.ops.chunking import merge_chunks, split_chunks, state_dtype
+from elita_tf.ops.chunking import merge_chunks, product_dtype, split_chunks, state_dtype
 from elita_tf.ops.loops import scan
 
 # Queries in a chunk. Larger chunks compute more scores in vain, smaller ones make the loop long.
@@ -37,6 +37,12 @@ def window_attention(
     Returns:
         (b, t, h, v).
     """
+    dtype, narrow = product_dtype(query), query.dtype
+    query, key, value = (ops.cast(x, dtype) for x in (query, key, value))
+    return ops.cast(_attention(query, key, value, seen, window, real), narrow)
+
+
+def _attention(query: Any, key: Any, value: Any, seen: Any, window: int, real: Any) -> Any:
     time = ops.shape(query)[1]
     if isinstance(time, int) and time <= window:
         return _whole(query, key, value, seen, real)
