@@ -2,13 +2,14 @@
 
     python benchmarks/layer.py [--short] [--output DIR]
 
-Attention2 and GatedLinearAttention, CausalSelfAttention with a window of the whole length, and
-keras.layers.MultiHeadAttention with a causal mask: batch 1, width 256, 8 heads, projections
-included, forward and forward+backward (inputs and weights), with TensorFlow's default compilation
-and with XLA. The layers are timed in turn, after each has agreed with its float64 twin to 3e-5 and,
-if it has a state, with itself step by step.
+Attention2 and GatedLinearAttention, CausalSelfAttention with a window of the whole length and of at
+most 256 positions, and keras.layers.MultiHeadAttention with a causal mask: batch 1, width 256,
+8 heads, projections included, forward and forward+backward (inputs and weights), with TensorFlow's
+default compilation and with XLA. The layers are timed in turn, after each has agreed with its
+float64 twin to 3e-5 and, if it has a state, with itself step by step.
 
-Left out: softmax beyond length 4,096 (its scores would take 8 GiB at the next length).
+Left out: softmax without a window beyond length 4,096 (its scores would take 8 GiB at the next
+length).
 """
 
 import functools
@@ -27,6 +28,7 @@ WIDTH, HEADS = 256, 8
 LENGTHS = (256, 1_024, 4_096, 16_384, 65_536, 131_072)
 SHORT_LENGTHS = (256, 2_048)
 LONGEST_SOFTMAX = 4_096
+WINDOW = 256
 PARITY_LENGTH = 128
 
 MAKE: dict[str, Callable[..., keras.layers.Layer]] = {
@@ -34,6 +36,10 @@ MAKE: dict[str, Callable[..., keras.layers.Layer]] = {
     "GatedLinearAttention": lambda length, **kwargs: layers.GatedLinearAttention(**kwargs),
     "CausalSelfAttention": lambda length, **kwargs: layers.CausalSelfAttention(
         HEADS, length, **kwargs
+    ),
+    # Half of a short length, so that parity is about a window too.
+    "CausalSelfAttention, window": lambda length, **kwargs: layers.CausalSelfAttention(
+        HEADS, min(WINDOW, length // 2), **kwargs
     ),
     "MultiHeadAttention": lambda length, **kwargs: keras.layers.MultiHeadAttention(
         HEADS, WIDTH // HEADS, use_bias=False, **kwargs

@@ -40,6 +40,7 @@ class _Monitored:
     def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
         if not self.built:
             self.build(list(trainable_variables))
+        grads = [_dense(gradient) for gradient in grads]
         norm = _global_norm(grads)
         kept = [*self._trainable_variables, *self.variables] if self.skip_nonfinite else []
         before = [ops.copy(variable) for variable in kept]
@@ -64,30 +65,35 @@ class _Monitored:
 class _MonitoredAdam(_Monitored):
     """Mixin of Adam and AdamW: the bias correction, too, is computed once for each step.
 
-    Keras computes it for every variable. For 12 blocks of width 32 that makes the first step 9 s
-    longer (37 instead of 28 s, on two busy CPU cores).
+    On TensorFlow the rest is one operation a variable, where Keras has 58, which take long to trace
+    and compile and each pass over the whole variable: see benchmarks/README.md.
     """
 
-    _scale_of_step: Any = None
+    _scalars_of_step: tuple[Any, ...] = ()
 
     def _begin_step(self) -> None:
-        dtype = self._trainable_variables[0].dtype
+        dtype = keras.backend.result_type(self._trainable_variables[0].dtype, "float32")
         step = ops.cast(self.iterations + 1, dtype)
-        first, second = (
-            1 - ops.power(ops.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2)
-        )
-        self._scale_of_step = ops.cast(self.learning_rate, dtype) * ops.sqrt(second) / first
+        given = self.beta_1, self.beta_2, self.epsilon
+        beta_1, beta_2, epsilon = (ops.convert_to_tensor(x, dtype) for x in given)
+        first, second = (1 - ops.power(beta, step) for beta in (beta_1, beta_2))
+        rate = ops.cast(self.learning_rate, dtype) * ops.sqrt(second) / first
+        self._scalars_of_step = rate, beta_1, beta_2, epsilon
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         if self.amsgrad:
             return super().update_step(gradient, variable, learning_rate)
-        gradient = ops.cast(gradient, variable.dtype)
-        scale = ops.cast(self._scale_of_step, variable.dtype)
         index = self._get_variable_index(variable)
         mean, square = self._momentums[index], self._velocities[index]
+        gradient = ops.cast(gradient, variable.dtype)
+        scalars = [ops.cast(scalar, variable.dtype) for scalar in self._scalars_of_step]
+        # Not in 16 bits, which round a beta of 0.999 to 1.
+        if keras.backend.backend() == "tensorflow" and variable.dtype in ("float32", "float64"):
+            _apply_adam(variable, mean, square, gradient, *scalars)
+            return
         self.assign_add(mean, (gradient - mean) * (1 - self.beta_1))
         self.assign_add(square, (ops.square(gradient) - square) * (1 - self.beta_2))
-        self.assign_sub(variable, mean * scale / (ops.sqrt(square) + self.epsilon))
+        self.assign_sub(variable, mean * scalars[0] / (ops.sqrt(square) + self.epsilon))
 
 
 @keras.saving.register_keras_serializable(package="elita_tf")
@@ -127,7 +133,44 @@ class MonitoredMuon(_Monitored, keras.optimizers.Muon):
     """`keras.optimizers.Muon` that keeps the norm of its gradient: see `MonitoredAdam`."""
 
 
+def _dense(gradient: Any) -> Any:
+    """The gradient as one array.
+
+    TensorFlow's gradient of an embedding can hold several parts of one row, of which Keras would
+    take the squares before their sum. Reshaping adds them up.
+    """
+    is_sparse = hasattr(gradient, "indices")
+    return ops.reshape(ops.reshape(gradient, (-1,)), gradient.shape) if is_sparse else gradient
+
+
 def _global_norm(gradients: list[Any]) -> Any:
-    # TensorFlow's gradient of an embedding can hold several parts of one row; reshaping adds them.
-    flat = [ops.cast(ops.reshape(g, (-1,)), "float32") for g in gradients if g is not None]
-    return ops.sqrt(sum(ops.sum(ops.square(g)) for g in flat))
+    wide = [ops.cast(gradient, "float32") for gradient in gradients if gradient is not None]
+    return ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in wide))
+
+
+def _apply_adam(
+    variable: Any,
+    mean: Any,
+    square: Any,
+    gradient: Any,
+    rate: Any,
+    beta_1: Any,
+    beta_2: Any,
+    epsilon: Any,
+) -> None:
+    """A step of Adam in place; `rate` has the bias correction in it."""
+    import tensorflow as tf
+
+    corrected = tf.zeros((), gradient.dtype)  # powers of the betas that leave the rate as it is
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=mean.handle,
+        v=square.handle,
+        beta1_power=corrected,
+        beta2_power=corrected,
+        lr=rate,
+        beta1=beta_1,
+        beta2=beta_2,
+        epsilon=epsilon,
+        grad=gradient,
+    )

@@ -22,8 +22,8 @@ PARTS = {
     "layers": ({"layers", "ops"}, {"keras"}),
     "models": (
         {
-            *("data", "files", "layers", "models", "ops", "packaged_presets", "schedules"),
-            "tensor_files",
+            *("data", "files", "layers", "models", "ops", "optimizers", "packaged_presets"),
+            *("schedules", "tensor_files"),
         },
         {"keras", "keras_hub"},
     ),
@@ -32,7 +32,7 @@ PARTS = {
     "files": (set(), set()),
     "tensor_files": (set(), {"ml_dtypes", "numpy"}),
     "schedules": (set(), {"keras"}),
-    "optimizers": (set(), {"keras"}),
+    "optimizers": (set(), {"keras", "tensorflow"}),
     "callbacks": ({"callbacks", "files"}, {"keras", "matplotlib", "numpy"}),
     "data": (
         {"data", "files", "packaged_presets"},

@@ -1,6 +1,7 @@
 """The language model: a backbone with its loss and its training."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from elita_tf.models.saving import Saving
 from elita_tf.models.scoring import Scoring
 from elita_tf.models.training_data import CheckedData
 from elita_tf.ops import linear_cross_entropy
+from elita_tf.optimizers import MonitoredAdam
 from elita_tf.packaged_presets import PackagedPresets
 from elita_tf.schedules import CappedInverseSqrt
 
@@ -96,6 +98,8 @@ class ElitaCausalLM(
     backbone_cls = ElitaBackbone
     preprocessor_cls = ElitaCausalLMPreprocessor
     _asked_jit_compile: bool | str = "auto"
+    # How many steps of Keras that need no logits are under way: replicas take turns within theirs.
+    _steps_without_logits = 0
 
     def __init__(
         self,
@@ -210,7 +214,7 @@ class ElitaCausalLM(
                 loss that they belong to.
         """
         if optimizer == "auto":
-            optimizer = keras.optimizers.Adam(CappedInverseSqrt(), beta_1=0.9, beta_2=0.99)
+            optimizer = MonitoredAdam(CappedInverseSqrt(), beta_1=0.9, beta_2=0.99)
         loss = None if isinstance(loss, str) and loss == "auto" else loss
         if loss is None and kwargs.get("loss_weights") is not None:
             raise ValueError(
@@ -223,6 +227,7 @@ class ElitaCausalLM(
         self._asked_jit_compile = jit_compile
         one_device = self._num_replicas == 1 and not kwargs.get("run_eagerly")
         needs_logits = loss is not None or weighted_metrics or kwargs.get("metrics")
+        self._needs_logits = bool(needs_logits or self._has_a_loss_of_its_own)
         can_share = one_device and not needs_logits and self._blocks_can_share
         if self.chooses_jit_compile and one_device:
             deep = len(self.backbone.blocks) > _BLOCKS_IN_ONE_PROGRAM
@@ -245,6 +250,12 @@ class ElitaCausalLM(
     def chooses_jit_compile(self) -> bool:
         """Whether `compile` left the choice of XLA to the model."""
         return self._asked_jit_compile == "auto"
+
+    @property
+    def _has_a_loss_of_its_own(self) -> bool:
+        """Whether a subclass computes its loss or its metrics, perhaps from the logits."""
+        own, cls = ElitaCausalLM, type(self)
+        return (cls.compute_loss, cls.compute_metrics) != (own.compute_loss, own.compute_metrics)
 
     @property
     def _blocks_can_share(self) -> bool:
@@ -286,13 +297,25 @@ class ElitaCausalLM(
             self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
 
-    def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # `fit` asks for the logits too. Its loss needs none, but to trace them would take as long.
-        shared = self._shared_compilation
-        if kwargs.get("training") and shared is not None and shared.is_traced:
-            hidden_states = self._hidden_states(inputs, training=True)
-            return self.backbone.token_embedding(hidden_states, reverse=True)
-        return super().__call__(inputs, *args, **kwargs)
+    def train_step(self, *args: Any) -> Any:
+        return self._step(super().train_step, *args)
+
+    def test_step(self, *args: Any) -> Any:
+        return self._step(super().test_step, *args)
+
+    def _step(self, step: Callable, *args: Any) -> Any:
+        """A step of Keras, which calls the model for its logits before it asks for the loss.
+
+        The loss of this class needs no logits, and to trace them takes seconds.
+        """
+        self._steps_without_logits += not self._needs_logits
+        try:
+            return step(*args)
+        finally:
+            self._steps_without_logits -= not self._needs_logits
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self._steps_without_logits else super().__call__(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -309,7 +332,6 @@ class ElitaCausalLM(
         labels, weights = weigh_labels(self.name, y, sample_weight, x.get("padding_mask"))
         too_large = ops.any(labels >= self.vocabulary_size)
         labels = ops.minimum(labels, self.vocabulary_size - 1)
-        # The logits of `y_pred` stay unused, so a compiled step never computes them.
         hidden_states = self._hidden_states(x, training)
         kernel, shared = self.backbone.output_kernel, self._shared_compilation
         cross_entropy = linear_cross_entropy if shared is None else shared.linear_cross_entropy

@@ -33,11 +33,6 @@ class SharedCompilation:
         self._programs: dict[tuple, Callable] = {}
         self._cross_entropy = tf.function(linear_cross_entropy, autograph=False, jit_compile=True)
 
-    @property
-    def is_traced(self) -> bool:
-        """Whether TensorFlow traces the present call, as it does in a compiled training step."""
-        return tf.inside_function()
-
     def run(self, layers: Sequence[keras.layers.Layer], x: Any, **tensors: Any) -> Any:
         """`x` through the layers, in the program of their kind.
 

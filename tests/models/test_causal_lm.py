@@ -68,6 +68,48 @@ def test_compiling_again_forgets_the_loss_and_the_metrics() -> None:
     assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, abs=1e-6)
 
 
+@helpers.tensorflow_only
+def test_a_step_calls_the_backbone_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keras calls the model for its logits too, which would take as long to trace as the loss."""
+    calls, call = [], ElitaBackbone.call
+    monkeypatch.setattr(ElitaBackbone, "call", lambda *a, **k: calls.append(a) or call(*a, **k))
+    model = small_model()
+    model.compile(jit_compile=False, run_eagerly=True)
+    x, y, _ = windows()
+    for step in (model.train_on_batch, model.test_on_batch):
+        calls.clear()
+        step(x, y)
+        assert len(calls) == 1
+    # Outside of a step the model gives its logits as ever.
+    assert tuple(model(x, training=True).shape) == (BATCH, TIME, VOCABULARY)
+
+
+class LogitsLossLM(ElitaCausalLM):
+    """A model whose loss is its own, of the logits."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True) -> Any:
+        return keras.ops.mean(keras.ops.logsumexp(y_pred, axis=-1))
+
+
+class LogitsMetricLM(ElitaCausalLM):
+    """A model that reports something of the logits."""
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict:
+        return {"reported": keras.ops.mean(keras.ops.logsumexp(y_pred, axis=-1))}
+
+
+@pytest.mark.parametrize("model_class", [LogitsLossLM, LogitsMetricLM])
+def test_a_subclass_may_use_the_logits(model_class: type[ElitaCausalLM]) -> None:
+    model = randomized(model_class(small_model().backbone))
+    model.compile(jit_compile=helpers.QUICKEST)
+    x, y, _ = windows()
+    logits = np.array(jitted(model)(x), "float64")
+    expected = np.log(np.exp(logits).sum(-1)).mean()
+    figures = model.evaluate(x, y, verbose=0, return_dict=True)
+    figure = "reported" if model_class is LogitsMetricLM else "loss"
+    assert figures[figure] == pytest.approx(expected, abs=1e-5)
+
+
 def test_loss_weights_need_a_loss() -> None:
     with pytest.raises(ValueError, match=r"`loss_weights`.*received \[2.0\]"):
         small_model().compile(loss_weights=[2.0])
