@@ -18,6 +18,8 @@ State = dict[str, Any]
 LAST_TOKEN = "last_token"
 # Tokens that are read at once: more would take more memory and save no time.
 PIECE = 2048
+# The same where the pieces are part of one program, and no piece is filled up.
+PREFILL_PIECE = 16_384
 # A shorter piece would cost another compilation and save next to nothing.
 _SHORTEST_PIECE = 16
 # Tokens that are added at once, if they take no longer than a reader would notice.
@@ -81,6 +83,41 @@ def read_rows(decoder: Decoder, rows: Sequence[np.ndarray], state: State | None 
         state = decoder.read(*map(ops.convert_to_tensor, (token_ids, mask)), state)
     last = np.array([row[-1] for row in rows], "int32")
     return {**state, LAST_TOKEN: ops.convert_to_tensor(last)}
+
+
+def read_prompt(backbone: Any, inputs: dict[str, Any], state: State) -> tuple[Any, State]:
+    """Read a prompt, in pieces of `PREFILL_PIECE` tokens if it has more and its length is known.
+
+    Returns:
+        What the backbone gives for the last real token of each row, (batch, hidden), and the state.
+    """
+    inputs = {name: ops.convert_to_tensor(x) for name, x in inputs.items() if x is not None}
+    batch_size, time = ops.shape(inputs["token_ids"])
+    size = min(time, time % PREFILL_PIECE or PREFILL_PIECE) if isinstance(time, int) else time
+
+    def read(piece: dict[str, Any], last: Any, state: State) -> tuple[Any, State]:
+        hidden_states, state = backbone.call_with_state(piece, state)
+        return _last_real(hidden_states, piece.get("padding_mask"), last), state
+
+    def go_on(start: Any, last: Any, state: State) -> tuple[Any, Any, State]:
+        corner, sizes = (ops.zeros_like(start), start), (batch_size, PREFILL_PIECE)
+        piece = {name: ops.slice(x, corner, sizes) for name, x in inputs.items()}
+        return start + PREFILL_PIECE, *read(piece, last, state)
+
+    last, state = read({name: x[:, :size] for name, x in inputs.items()}, None, state)
+    if not isinstance(time, int) or size == time:
+        return last, state
+    return ops.while_loop(lambda start, *_: start < time, go_on, (size, last, state))[1:]
+
+
+def _last_real(hidden_states: Any, mask: Any, before: Any) -> Any:
+    """The hidden states of each row's last real token, or those before where it has none here."""
+    if mask is None:
+        return hidden_states[:, -1]
+    places = ops.where(mask, ops.arange(ops.shape(mask)[1], dtype="int32"), -1)
+    index = ops.max(places, axis=1, keepdims=True)
+    last = ops.take_along_axis(hidden_states, ops.maximum(index, 0)[..., None], axis=1)[:, 0]
+    return last if before is None else ops.where(index >= 0, last, before)
 
 
 def advance(

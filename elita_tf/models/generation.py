@@ -43,6 +43,8 @@ class Generation:
     ) -> tuple[Any, dict[str, Any]]:
         """Read a prompt, in the parallel form.
 
+        Prompts of more than 16,384 tokens are read in pieces, so that they need no more memory.
+
         Args:
             token_ids: (batch, time).
             padding_mask: optional boolean (batch, time); padding may stand on either side.
@@ -56,16 +58,10 @@ class Generation:
         optional = {"padding_mask": padding_mask, "segment_ids": segment_ids}
         inputs = {"token_ids": token_ids, **optional}
         require_inputs(self.name, inputs)
-        batch_size, time = ops.shape(token_ids)
         if state is None:
-            state = self.backbone.get_initial_state(batch_size)
-        hidden_states, state = self.backbone.call_with_state(inputs, state)
-        if padding_mask is None:
-            last = hidden_states[:, -1:]
-        else:
-            index = ops.max(ops.where(padding_mask, ops.arange(time), 0), axis=1)
-            last = ops.take_along_axis(hidden_states, index[:, None, None], axis=1)
-        return self.backbone.token_embedding(last, reverse=True)[:, 0], state
+            state = self.backbone.get_initial_state(ops.shape(token_ids)[0])
+        last, state = decoding.read_prompt(self.backbone, inputs, state)
+        return self.backbone.token_embedding(last[:, None], reverse=True)[:, 0], state
 
     def step(
         self, token_ids: Any, state: dict[str, Any], segment_ids: Any = None

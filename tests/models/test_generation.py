@@ -7,7 +7,7 @@ import keras_hub
 import numpy as np
 import pytest
 
-from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
+from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures, decoding
 from elita_tf.models.decoding import piece_length
 from tests import helpers
 from tests.helpers import jitted, randomized
@@ -195,6 +195,24 @@ def test_prefill_and_steps_give_the_logits_of_the_whole(name: str) -> None:
         logits, state = step(ids[:, position], state)
         rows.append(logits)
     helpers.assert_close(np.stack(rows, axis=1), whole[:, 4:], 1e-5)
+
+
+@pytest.mark.parametrize("name", [QUICK, *(pytest.param(x, marks=pytest.mark.long) for x in SLOW)])
+@pytest.mark.parametrize("transform", [jitted, helpers.xla], ids=["eager", "xla"])
+def test_a_long_prompt_is_read_in_pieces(
+    name: str, transform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding on both sides, so that the last real token of a row is in any of the pieces."""
+    model = make_model(name)
+    inputs = prompts((11, 2, 7), max_length=11)
+    inputs["padding_mask"][0, :3] = False
+    inputs["segment_ids"] = np.arange(11)[None] // np.array([[4], [20], [3]])
+    expected = jitted(model.prefill)(**inputs)
+    monkeypatch.setattr(decoding, "PREFILL_PIECE", 4)
+    helpers.assert_close(transform(model.prefill)(**inputs), expected, 1e-5)
+    ids = inputs["token_ids"]
+    whole = model.backbone.token_embedding(model.backbone({"token_ids": ids}), reverse=True)
+    helpers.assert_close(transform(model.prefill)(ids)[0], whole[:, -1], 1e-5)
 
 
 @EVERY
