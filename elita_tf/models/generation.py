@@ -43,7 +43,8 @@ class Generation:
     ) -> tuple[Any, dict[str, Any]]:
         """Read a prompt, in the parallel form.
 
-        Prompts of more than 16,384 tokens are read in pieces, so that they need no more memory.
+        A prompt of more than 16,384 tokens is read in pieces, so that it needs hardly more memory,
+        unless it is in a graph for prompts of any length.
 
         Args:
             token_ids: (batch, time).
