@@ -13,13 +13,12 @@ TINY = recall.Plan(
     vocabulary_size=23,
     length=13,
     pairs=(2, 3),
-    training_examples=10,
+    training_examples=22,
     validation_examples=3,
     test_examples=7,
     hidden_dim=8,
     rates=(1e-3, 1e-2),
     batch_size=4,
-    steps=5,
     warmup_steps=2,
     steps_per_loss=2,
     jit_compile=helpers.QUICKEST,
@@ -47,9 +46,13 @@ def test_a_key_that_comes_again_asks_for_its_value():
         assert set(weights) == {0.0, 1.0}
 
 
-def test_all_numbers_of_pairs_come_and_all_other_tokens():
+def test_numbers_of_pairs_take_turns():
+    counts = draw(num=8).weights.sum(axis=1)
+    assert counts.tolist() == [2, 5, 10, 2, 5, 10, 2, 5]
+
+
+def test_every_token_comes():
     data = draw(num=200)
-    assert set(data.weights.sum(axis=1)) == set(SIZES["pairs"])
     assert set(data.token_ids[:, 40:].ravel()) == set(range(61))
 
 
@@ -104,7 +107,8 @@ def random_model():
 
 
 def test_the_loss_is_that_of_the_language_model():
-    model, data = random_model(), recall.splits(TINY)[0]
+    model, data = random_model(), recall.Data(*(x[:4] for x in recall.splits(TINY)[0]))
+    assert data.weights.sum() == model.num_labels == 10
     plain = ElitaCausalLM(model.backbone)
     plain.compile()
     losses = [
@@ -124,8 +128,11 @@ def test_predictions_are_those_of_the_logits():
 
 def test_names_are_those_of_files_and_differ():
     names = [case.name for case in recall.cases(recall.FULL)]
-    assert len(set(names)) == len(names) == 12
-    assert names[-2:] == ["recall,gated-and-gla,rate=0.003", "recall,gated-and-gla,rate=0.01"]
+    assert len(set(names)) == len(names) == 15
+    assert names[-2:] == [
+        "recall,gated-and-softmax,rate=0.003",
+        "recall,gated-and-softmax,rate=0.01",
+    ]
 
 
 @pytest.mark.long
@@ -140,22 +147,39 @@ def test_a_run():
 @pytest.mark.parametrize("model", recall.MODELS)
 def test_every_model(model):
     backbone = recall.build(recall.Case(TINY, model, 1e-2)).backbone
-    assert backbone.num_layers == 2 and backbone.mixers == recall.MODELS[model]["mixers"]
+    assert backbone.num_layers == 2 and backbone.mixers == recall.MODELS[model]
+    heads = [block.mixer.layer.num_heads for block in backbone.blocks]
+    assert heads == {
+        "gated": [1, 8],
+        "gla": [1, 2],
+        "softmax": [1, 1],
+        "gated and gla": [8, 2],
+        "gated and softmax": [8, 1],
+    }[model]
     assert backbone({"token_ids": np.ones((2, 13), "int32")}).shape == (2, 13, 8)
 
 
-def test_more_steps_than_examples_begin_a_new_pass():
+def test_the_first_block_sees_two_positions():
+    model = helpers.randomized(recall.build(recall.Case(TINY, "gla", 1e-2)))
+    first = model.backbone.blocks[0].mixer.layer
+    inputs = np.random.default_rng(0).normal(size=(1, 5, 8)).astype("float32")
+    changed = inputs.copy()
+    changed[0, 1] += 1.0
+    differs = np.abs(np.array(first(inputs)) - np.array(first(changed))).max(axis=-1) > 1e-6
+    assert differs.tolist() == [[False, True, True, False, False]]
+
+
+def test_every_example_is_seen_once_in_order():
     seen = []
 
     class Model:
         def fit(self, x, y, **kwargs):
-            seen.extend(map(tuple, x["token_ids"].tolist()))
+            seen.extend(x["token_ids"].tolist())
             history = keras.callbacks.History()
             history.history = {"loss": [0.0]}
             return history
 
     data = recall.splits(TINY)[0]
-    recall.train(Model(), data, TINY)
-    rows = sorted(map(tuple, data.token_ids.tolist()))
-    assert len(seen) == 20 and sorted(seen[:10]) == sorted(seen[10:]) == rows
-    assert seen[:10] != seen[10:]
+    losses = recall.train(Model(), data, TINY)
+    # 22 examples are five batches of 4.
+    assert seen == data.token_ids[:20].tolist() and losses == [[2, 0.0], [4, 0.0], [5, 0.0]]
