@@ -9,6 +9,7 @@ import pytest
 
 from elita_tf.callbacks import (
     Checkpoints,
+    Health,
     KeepWeights,
     LossPlot,
     MetricsFile,
@@ -235,6 +236,42 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, value):
         arguments = {"steps_per_epoch": 5, "verbose": 0, "callbacks": [Spoil(), checkpoints]}
         model.fit(X, Y, batch_size=BATCH, **arguments)
     assert newest_checkpoint(tmp_path).step == 2
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_step_that_was_left_out_is_saved(tmp_path, step):
+    x = X.copy()
+    x[BATCH * (step - 1)] = np.nan
+    model, health = make_model(), Health()
+    model.optimizer.skip_nonfinite = True
+    arguments = {"steps_per_epoch": 3, "verbose": 0, "shuffle": False}
+    callbacks = [health, Checkpoints(tmp_path, [health], seconds=0)]
+    model.fit(x, Y, batch_size=BATCH, callbacks=callbacks, **arguments)
+    saved = newest_checkpoint(tmp_path)
+    assert (saved.step, health.skipped_steps) == (3, 1)
+    left_out = [name for name, x in saved.arrays.items() if not np.isfinite(x).all()]
+    assert [name.rsplit("/")[-1] for name in left_out] == ["gradient_norm_0"] * (step == 3)
+
+
+def test_columns_stay_in_their_places(tmp_path):
+    """Whatever the resumed run logs."""
+    path, logs = tmp_path / "m.csv", {"loss": 2.0, "step": 3, "val_loss": 1.5}
+
+    def write(resumed, logs, state=None):
+        file = MetricsFile(path, resumed)
+        file.set_model(keras.Sequential())
+        file.on_train_begin()
+        if state:
+            file.restore(state)
+        file.on_epoch_end(len(logs), logs)
+        state = file.state()
+        file.on_train_end()
+        return state
+
+    state = write(False, logs)
+    write(True, {"skipped_steps": 5, "step": 7, "loss": 1.0, "val_loss": 0.5}, state)
+    lines = b"epoch,loss,step,val_loss", b"3,2.0,3,1.5", b"4,1.0,7,0.5"
+    assert path.read_bytes() == b"".join(line + b"\r\n" for line in lines)
 
 
 def save(folder, *steps):

@@ -76,7 +76,7 @@ def test_the_mean_norm_of_each_epoch_is_logged(tmp_path):
     fit([1.0, 2.0, 3.0, 1.0], Health(), MetricsFile(tmp_path / "m.csv"), epochs=2)
     norms = [float(row["gradient_norm"]) for row in rows(tmp_path / "m.csv")]
     assert norms == pytest.approx([(2 + 8) / 2, (18 + 2) / 2], rel=1e-5)
-    assert "skipped_steps" not in rows(tmp_path / "m.csv")[0]
+    assert [row["skipped_steps"] for row in rows(tmp_path / "m.csv")] == ["0", "0"]
 
 
 @pytest.mark.parametrize("factor", [np.nan, np.inf, 1e25])
@@ -112,4 +112,5 @@ def test_it_goes_on_where_it_was():
     logs = {}, {}
     first.on_epoch_end(0, logs[0])
     second.on_epoch_end(0, logs[1])
-    assert logs[0] == logs[1] == {"gradient_norm": pytest.approx(13.0, rel=1e-5)}
+    expected = {"gradient_norm": pytest.approx(13.0, rel=1e-5), "skipped_steps": 0}
+    assert logs[0] == logs[1] == expected

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import keras
 import numpy as np
@@ -37,7 +37,8 @@ class Checkpoints(keras.callbacks.Callback):
     The state is every variable of the model (random seeds and carried states among them), of the
     optimizer and of the metrics, and the `state` of other callbacks. It is saved after the last
     step before every validation, after every step at which `seconds` have passed or `due` says
-    so, and after the last step of all. Weights that are not finite are never saved.
+    so, and after the last step of all. Weights that are not finite are never saved; the norm of a
+    gradient may be, as its step may have been left out.
 
     A resumed `fit` begins one step before the checkpoint, at `Checkpoint.start_step`, both in its
     data and in its `initial_epoch` (`start_step // steps_per_epoch`). The first step builds every
@@ -119,6 +120,8 @@ class Checkpoints(keras.callbacks.Callback):
         variables = self._variables()
         arrays = {name: keras.ops.convert_to_numpy(v) for name, v in variables.items()}
         for name, array in arrays.items():
+            if name.startswith("optimizer/") and variables[name].name == "gradient_norm":
+                continue
             # A state carried from batch to batch may hold -inf, where nothing was read yet.
             carried = name.startswith("model/") and not variables[name].trainable
             if np.isnan(array).any() if carried else not np.isfinite(array).all():
@@ -135,20 +138,14 @@ class Checkpoints(keras.callbacks.Callback):
         return self.step % self.params["steps"] == 0
 
     def _variables(self) -> dict[str, keras.Variable]:
-        groups = {
-            "model": self.model.variables,
-            "optimizer": self.model.optimizer.variables,
-            "metric": self.model.metrics_variables,
-        }
-        return {
-            f"{group}/{path}": variable
-            for group, variables in groups.items()
-            for path, variable in zip(stable_paths(variables), variables, strict=True)
-        }
+        return {**_trained(self.model), **_named("metric", self.model.metrics_variables)}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         variables, arrays = self._variables(), checkpoint.arrays
-        self._require_same_model(checkpoint, variables)
+        require_same_model(checkpoint, self.model)
+        _require_same_variables(checkpoint, variables)
+        if missing := self._callbacks.keys() - checkpoint.metadata["callbacks"].keys():
+            _refuse(checkpoint, f"it has no state of {', '.join(sorted(missing))}")
         for name, variable in variables.items():
             # NumPy's files know bfloat16 as two bytes without a meaning.
             plain = arrays[name].dtype.kind != "V"
@@ -158,24 +155,48 @@ class Checkpoints(keras.callbacks.Callback):
         for name, callback in self._callbacks.items():
             callback.restore(checkpoint.metadata["callbacks"][name])
 
-    def _require_same_model(
-        self, checkpoint: Checkpoint, variables: dict[str, keras.Variable]
-    ) -> None:
-        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
-        received = {name: array.shape for name, array in checkpoint.arrays.items()}
-        names = sorted({name for name, _ in expected.items() ^ received.items()})
-        if names:
-            problem = f"{', '.join(names)} differ in shape or are missing"
-        elif (kinds := layer_kinds(self.model)) != checkpoint.metadata["layers"]:
-            problem = f"its layers are {checkpoint.metadata['layers']}, those of the model {kinds}"
-        elif missing := self._callbacks.keys() - checkpoint.metadata["callbacks"].keys():
-            problem = f"it has no state of {', '.join(sorted(missing))}"
-        else:
-            return
-        raise ValueError(
-            f"{checkpoint.path} belongs to another model, optimizer or set of callbacks: "
-            f"{problem}. Resume with what made it, or start anew."
-        )
+
+def require_same_model(checkpoint: Checkpoint, model: keras.Model) -> None:
+    """Raises ValueError unless the checkpoint is of such a model with such an optimizer.
+
+    The model is built, and its optimizer will be. Nothing is known yet of metrics, which Keras
+    makes in the first step.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    _require_same_variables(checkpoint, _trained(model), ("model/", "optimizer/"))
+    kinds = layer_kinds(model)
+    if kinds != checkpoint.metadata["layers"]:
+        layers = checkpoint.metadata["layers"]
+        _refuse(checkpoint, f"its layers are {layers}, those of the model {kinds}")
+
+
+def _require_same_variables(
+    checkpoint: Checkpoint, variables: dict[str, keras.Variable], groups: tuple[str, ...] = ("",)
+) -> None:
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    arrays = checkpoint.arrays.items()
+    received = {name: array.shape for name, array in arrays if name.startswith(groups)}
+    names = sorted({name for name, _ in expected.items() ^ received.items()})
+    if names:
+        _refuse(checkpoint, f"{', '.join(names)} differ in shape or are missing")
+
+
+def _refuse(checkpoint: Checkpoint, problem: str) -> NoReturn:
+    raise ValueError(
+        f"{checkpoint.path} belongs to another model, optimizer or set of callbacks: {problem}. "
+        "Resume with what made it, or start anew."
+    )
+
+
+def _trained(model: keras.Model) -> dict[str, keras.Variable]:
+    """The variables of the model and of its optimizer."""
+    return {**_named("model", model.variables), **_named("optimizer", model.optimizer.variables)}
+
+
+def _named(group: str, variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
+    paths = stable_paths(variables)
+    return {f"{group}/{path}": x for path, x in zip(paths, variables, strict=True)}
 
 
 def stable_paths(variables: Sequence[keras.Variable]) -> list[str]:

@@ -102,6 +102,8 @@ class TrainingLog(keras.callbacks.Callback):
 class MetricsFile(keras.callbacks.CSVLogger):
     """`keras.callbacks.CSVLogger` whose file a resumed run continues from its checkpoint.
 
+    The columns stay those of the first line, whatever the resumed run logs.
+
     Args:
         path: the file to write.
         resumed: whether to continue the file that is there.
@@ -112,7 +114,8 @@ class MetricsFile(keras.callbacks.CSVLogger):
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on."""
-        return {"text": Path(self.filename).read_text(encoding="utf-8")}
+        with Path(self.filename).open(encoding="utf-8", newline="") as file:
+            return {"text": file.read()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`: lines written after it are removed."""
@@ -120,6 +123,8 @@ class MetricsFile(keras.callbacks.CSVLogger):
         self.csv_file.write(state["text"])
         self.csv_file.flush()
         self.append_header = not state["text"]
+        if state["text"]:
+            self.keys = state["text"].splitlines()[0].split(",")[1:]  # without the epoch
 
 
 class LossPlot(keras.callbacks.Callback):

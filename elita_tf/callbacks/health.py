@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Health(keras.callbacks.Callback):
-    """Adds `gradient_norm` to the logs, and stops when a loss or gradient is not finite.
+    """Adds figures to the logs of epochs, and stops when a loss or gradient is not finite.
 
-    `gradient_norm` is the mean over the steps of an epoch. The model needs an optimizer of
-    `elita_tf.optimizers`. When the optimizer skips a step, a warning goes to the log, the step
-    counts as one of `skipped_steps`, and the epoch's means leave it out. An epoch in which every
-    step was skipped ends the training.
+    `gradient_norm` is the mean over the steps of an epoch, `skipped_steps` the sum so far. The
+    model needs an optimizer of `elita_tf.optimizers`. When the optimizer skips a step, a warning
+    goes to the log, and the epoch's means leave the step out. An epoch in which every step was
+    skipped ends the training.
 
     Under `mixed_float16` Keras scales the loss, and skips steps whose scaled gradient overflows, to
     go on with half the scale. These count as skipped too, and need no `skip_nonfinite`; a loss that
@@ -96,8 +96,7 @@ class Health(keras.callbacks.Callback):
             raise FloatingPointError(f"Step {self.step} ends an epoch without a finite gradient.")
         if logs is not None:
             logs["gradient_norm"] = self._norms / self._taken
-            if self._skips:
-                logs["skipped_steps"] = self.skipped_steps
+            logs["skipped_steps"] = self.skipped_steps
 
     @property
     def _monitored(self) -> Any:

@@ -99,8 +99,9 @@ def load_corpus(name: str, data_dir: Path | str | None = None) -> Corpus:
       the version), split 90/5/5 by topic. It needs no download.
     * `wikitext-2`, `wikitext-103`: from `data_dir` if it is given. Otherwise the files are
       downloaded once and kept in the cache.
-    * `text:PATH`: a file, whose first 90 % of lines are for training, the next 5 % for validation
-      and the last 5 % for the test; or a folder with `train.txt`, `valid.txt` and `test.txt`.
+    * `text:PATH`: a file, whose first 90 % of bytes, in whole lines, are for training, the next 5 %
+      for validation and the last 5 % for the test; or a folder with `train.txt`, `valid.txt` and
+      `test.txt`.
 
     Args:
         name: one of the names above.

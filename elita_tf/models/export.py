@@ -201,7 +201,7 @@ def _beginning(path: Path) -> bytes:
 @contextmanager
 def in_place_of(path: Path | str) -> Iterator[Path]:
     """Gives a path beside, and in the end what was written there takes the place of `path`."""
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().resolve()  # what a link names is replaced, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, former = (path.with_name(f".{uuid.uuid4().hex}.{path.name}") for _ in range(2))
     try:

@@ -53,8 +53,9 @@ class Generation:
             segment_ids: optional integers (batch, time): see `ElitaBackbone`.
 
         Returns:
-            The logits of the token after the last real one, (batch, vocabulary_size), and the
-            state: a flat dict of arrays, the batch first, that can be stored and fed back.
+            The logits of the token after the last real one, (batch, vocabulary_size), without
+            meaning in a row that has none; and the state: a flat dict of arrays, the batch first,
+            that can be stored and fed back.
         """
         optional = {"padding_mask": padding_mask, "segment_ids": segment_ids}
         inputs = {"token_ids": token_ids, **optional}
@@ -369,6 +370,8 @@ class Generation:
 
 def _joined(batches: list[Any]) -> Any:
     """What `generate` gives for the batches of a dataset, as one."""
+    if not batches:
+        return []
     if isinstance(batches[0], str):
         return batches
     if isinstance(batches[0], dict):

@@ -42,7 +42,7 @@ def export_safetensors(model: ElitaCausalLM, path: Path | str) -> None:
     require_model(model)
     require_free(path, _is_ours, "a safetensors file of this package")
     config = json.dumps({**model.backbone.get_config(), "package": _PACKAGE})
-    arrays = {x.path: ops.convert_to_numpy(x) for x in model.backbone.variables}
+    arrays = {x.path: ops.convert_to_numpy(x) for x in model.backbone.weights}
     with in_place_of(path) as temporary:
         write_arrays(temporary, arrays, {"format": "keras", "config": config})
 

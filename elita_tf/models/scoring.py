@@ -38,6 +38,8 @@ class Scoring:
         labels = ops.convert_to_tensor(labels)
         kernel = self.backbone.output_kernel
         losses = token_cross_entropy(hidden_states, kernel, ops.maximum(labels, 0))
+        # In a graph a label is not known before; XLA would take the last class for it.
+        losses = ops.where(labels < self.vocabulary_size, losses, float("nan"))
         return ops.where(labels < 0, ops.zeros_like(losses), losses)
 
     def score(

@@ -35,7 +35,9 @@ class CheckedData:
             validation_data = keras.utils.unpack_x_y_sample_weight(validation_data)
             validation_data = self._checked(*validation_data)
         if self.carried_state is not None:
-            x = _in_equal_batches(self.carried_state, x, batch_size, validation_split or 0)
+            # As in KerasHub, data for the validation come before a share of the others.
+            share = 0 if validation_data is not None else validation_split or 0
+            x = _in_equal_batches(self.carried_state, x, batch_size, share)
         try:
             return super().fit(
                 x,

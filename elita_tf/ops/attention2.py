@@ -300,7 +300,9 @@ def _difference(logit: Any, anchor: Any, log_decay: Any = None) -> Any:
     """logit - anchor + log_decay, at most 0; -inf where logit or log_decay is, whatever anchor."""
     kept, difference = logit > -float("inf"), logit - anchor
     if log_decay is not None:
-        kept = ops.logical_and(kept, log_decay > -float("inf"))
+        # The anchor is -inf where the sum of a logit and a decay is too small for a number.
+        smallest = ops.minimum(log_decay, anchor)
+        kept = ops.logical_and(kept, smallest > -float("inf"))
         difference = difference + log_decay
     return ops.where(kept, difference, -float("inf"))
 

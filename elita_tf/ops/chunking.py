@@ -36,8 +36,8 @@ def fit_chunk_size(chunk_size: int, time: Any) -> int:
 def split_axis(x: Any, size: Any, axis: int, padding: float = 0.0) -> Any:
     """Cut one axis into pieces: (..., length, ...) to (..., pieces, size, ...).
 
-    The last piece is filled up with `padding`. A length of 0 gives one piece of padding, if the
-    length is known: JAX has no loop over nothing.
+    The last piece is filled up with `padding`. A length of 0 gives one piece of padding, as JAX
+    has no loop over nothing, and TensorFlow cannot stack its results.
 
     Example:
 
@@ -48,8 +48,7 @@ def split_axis(x: Any, size: Any, axis: int, padding: float = 0.0) -> Any:
     shape = ops.shape(x)
     # In ONNX, -(-length // size) of an unknown length would be wrong.
     pieces = (shape[axis] + size - 1) // size
-    if isinstance(pieces, int):
-        pieces = max(pieces, 1)
+    pieces = max(pieces, 1) if isinstance(pieces, int) else ops.maximum(pieces, 1)
     widths = [[0, 0] for _ in shape]
     widths[axis][1] = pieces * size - shape[axis]
     x = ops.pad(x, widths, constant_values=padding)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import keras
 from keras import ops
 
 from elita_tf.ops.arguments import agree, require_floating, require_shapes, static_shape
@@ -143,6 +144,12 @@ def _losses_and_gradients(labels: Any) -> Callable[[Any, Any, Any], Any]:
         largest = largest_slice(kernel.shape[0]) * kernel.shape[0]
         num_blocks = count_blocks(math.prod(kernel.shape), largest)
         kernel = ops.cast(kernel, product_dtype(hidden))
+        # Others than weights of at most 1 could be too small or too large for products in float16.
+        unit = None
+        if keras.backend.standardize_dtype(kernel.dtype) == "float16":
+            largest_weight = ops.max(ops.abs(weights))
+            unit = ops.where(largest_weight > 0, largest_weight, ops.ones_like(largest_weight))
+            weights = weights / unit
 
         def forward_backward(index: Any, d_kernel: Any) -> tuple[list[Any], Any]:
             row, target, scale = (ops.take(x, index, axis=0) for x in (rows, targets, weights))
@@ -165,6 +172,8 @@ def _losses_and_gradients(labels: Any) -> Callable[[Any, Any, Any], Any]:
         )
         losses, d_hidden = merge_axis(losses, tokens, axis=0), merge_axis(d_rows, tokens, axis=0)
         d_kernel = d_kernel if num_blocks > 1 else ops.transpose(d_kernel)
+        if unit is not None:
+            d_hidden, d_kernel = d_hidden * unit, d_kernel * unit
 
         def grad(*upstream: Any) -> tuple[Any, Any, Any]:
             return _second_gradients(*arguments, labels, *unpack_upstream(upstream))

@@ -216,8 +216,8 @@ def build_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
     """Adam, with weight decay AdamW, or Muon, on the recipe's schedule.
 
     Weight decay is for matrices: biases, norms, and what Attention2 and GLA know of positions and
-    half-lives have none. Muon is Keras': for matrices of rank 2, and Adam for all else, such as
-    the kernels of heads, of rank 3.
+    half-lives have none. Muon is Keras': for matrices of rank 2 but embeddings, and Adam for all
+    else, such as the kernels of heads, of rank 3.
     """
     arguments = {
         "learning_rate": build_schedule(recipe),
@@ -260,8 +260,8 @@ def validation_windows(
 ) -> tf.data.Dataset:
     """The first `validation_batches` batches of evaluation windows that are full.
 
-    Keras averages batches alike, so that a partly filled one would count too much; a split of
-    less than one batch is that batch.
+    For the shape of a partly filled batch TensorFlow would compile the model again. A split of less
+    than one batch is that batch.
     """
     sizes = {"context_length": recipe.context_length, "batch_size": recipe.batch_size}
     windows = packed(partial(evaluation_windows, **sizes), token_ids, documents)

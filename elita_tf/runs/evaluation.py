@@ -221,7 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     print(table(figures), file=sys.stderr)
     print(json.dumps(figures, indent=2))
-    name = f"evaluation-{options.split}{'-carried' * options.carry_state}.json"
+    windows = f"-{options.context}" if options.context else ""
+    name = f"evaluation-{options.split}{windows}{'-carried' * options.carry_state}.json"
     try:
         run_folder.record(options.run_dir, name)
         run_folder.write_json(options.run_dir / name, figures)

@@ -10,9 +10,10 @@ only if softmax attention reaches an accuracy of at least 95 %.
 
 A model needs two blocks. The first lets a position know the token before it, so that the position
 of a value knows its key. The second looks the key up. Softmax attention with rotary positions finds
-the position before only slowly: two such blocks, at a rate of 3e-3, had 14 % after 2,800 steps of 32
-examples. In the later experiments of Zoology's authors a short convolution is therefore the first
-block of all models. Here it is attention over a window of two positions, or gated `Attention2`.
+the position before only slowly: two such blocks, at a rate of 3e-3, had 14 % after 2,800 steps of
+32 examples. In the later experiments of Zoology's authors a short convolution is therefore the
+first block of all models. Here it is attention over a window of two positions, or gated
+`Attention2`.
 """
 
 import dataclasses
@@ -25,7 +26,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from elita_tf.layers import CausalSelfAttention
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, register_mixer, registry
 from elita_tf.ops import linear_cross_entropy
 
@@ -192,7 +192,8 @@ def examples(
 ) -> Data:
     """Examples whose weights are 1 where a key appears for the second time, and 0 elsewhere.
 
-    The examples have pairs[0], pairs[1], ... pairs, and so on from the first again. Keys are from the first half of the vocabulary and values from the second half. The pairs of an
+    The numbers of pairs are pairs[0], pairs[1] and so on, and after the last pairs[0] again. Keys
+    are from the first half of the vocabulary and values from the second half. The pairs of an
     example have different keys and different values. A key can appear again at every other
     position after the pairs. The positions that are left hold random tokens, which are not among
     the keys of the example.
@@ -227,7 +228,8 @@ def build(case: Case) -> QueriesCausalLM:
     plan = case.plan
     sizes = {"hidden_dim": plan.hidden_dim, "context_length": plan.length}
     if _BEFORE not in registry.MIXERS:
-        register_mixer(_BEFORE, CausalSelfAttention, num_heads=1, window_length=2)
+        softmax = registry.MIXERS["softmax"].layer
+        register_mixer(_BEFORE, softmax, num_heads=1, window_length=2)
     mixers = MODELS[case.model]
     heads = {name: {"num_heads": _NUM_HEADS[name]} for name in mixers if name != _BEFORE}
     backbone = ElitaBackbone(

@@ -241,8 +241,11 @@ def checked_recipe(values: dict[str, Any]) -> Recipe:
             expected = describe(annotations[key])
             raise ValueError(f"{key} = {json.dumps(value, default=str)}: expected {expected}.")
     recipe = Recipe(**values)
-    if recipe.ema_momentum >= 1:
-        raise ValueError(f"ema_momentum = {recipe.ema_momentum}: expected a number below 1.")
+    for key in ("beta_1", "beta_2", "ema_momentum"):
+        if getattr(recipe, key) >= 1:
+            raise ValueError(f"{key} = {getattr(recipe, key)}: expected a number below 1.")
+    if not recipe.learning_rate:
+        raise ValueError("learning_rate = 0: expected a number above 0, as nothing would train.")
     if recipe.carry_state and recipe.on_nonfinite == "skip":
         raise ValueError(
             'carry_state = true needs on_nonfinite = "stop": a stream cannot go on from the state '

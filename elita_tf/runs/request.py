@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elita_tf.callbacks import Checkpoint
+from elita_tf.callbacks.checkpoints import require_same_model
 from elita_tf.runs import devices, run_folder
 from elita_tf.runs.assembly import TrainingSetup, assemble
 from elita_tf.runs.recipe import Recipe
@@ -57,6 +58,8 @@ def opened(
             raise ValueError(f"--resume: {run_dir} holds no checkpoint to go on from.")
         with found.scope():
             setup = assemble(recipe, data_dir, checkpoint.start_step if checkpoint else 0)
+            if checkpoint:
+                require_same_model(checkpoint, setup.model)
         if checkpoint and not mode.force:
             run_folder.require_same_text(checkpoint, setup.train_ids)
         yield Request(run_dir, recipe, setup, checkpoint, found)

@@ -159,7 +159,8 @@ class Study:
             if changed:
                 raise ValueError(
                     f"{run.name}.json in {self.plan.folder} was made with another recipe "
-                    f"({'; '.join(changed)}). Move it away to train the run anew."
+                    f"({'; '.join(changed)}). Move it away, and the folder {run.name} in "
+                    f"{self.runs}, to train the run anew."
                 )
             return record
         folder = self.runs / run.name
@@ -168,11 +169,11 @@ class Study:
         self.write(run.name, record)
         return record
 
-    def _train_in_a_process(self, run: Run, folder: Path) -> None:
+    def _train_in_a_process(self, run: Run, folder: Path, *options: str) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "elita_command", "train", "--recipe", run.recipe]
         command += ["--data_dir", str(self.data_dir), "--run_dir", str(folder)]
-        command += ["--set", *run.overrides]
+        command += ["--set", *run.overrides, *options]
         log = folder.parent / f"{folder.name}.log"
         print(f"Training {run.name}", flush=True)
         with log.open("a", encoding="utf-8") as output:
@@ -240,7 +241,7 @@ class Study:
         short = f"steps={steps}", f"validation_interval={steps}", "validation_batches=1"
         run = self.tuned(architecture, 3e-3, *short)
         folder = self.runs / f"timing-{turn}-{architecture}"
-        self._train_in_a_process(run, folder)
+        self._train_in_a_process(run, folder, "--restart")
         return cost(run.resolved(), folder)
 
     def seconds(self, architecture: str) -> float:

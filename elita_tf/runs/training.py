@@ -170,7 +170,8 @@ def carry_out(request: Request, tensorboard: bool = False) -> dict[str, Any]:
         batch = describe_batch(recipe, setup.train_ids, log.step - 1)
         good = callbacks.newest_checkpoint(used.checkpoints.folder)
         print(f"{error} Its batch: {batch}. Last good checkpoint: {good and good.path}.")
-        print("--force goes on from there, with --set on_nonfinite=skip or a lower learning_rate.")
+        skip = "" if recipe.on_nonfinite == "skip" else "on_nonfinite=skip or "
+        print(f"--force goes on from there, with --set {skip}a lower learning_rate.")
     finally:
         stop.release()
     summary = {
@@ -181,7 +182,7 @@ def carry_out(request: Request, tensorboard: bool = False) -> dict[str, Any]:
         **{f"validation_{k}": figures.get(k) for k in ("loss", "perplexity", "bits_per_byte")},
         "validation_unigram_entropy": entropy_of(setup, setup.valid_ids),
         "train_unigram_entropy": entropy_of(setup, setup.train_ids),
-        "parameters": setup.model.count_params(),
+        "parameters": setup.model.backbone.count_params(),
         "tokens_per_second": log.tokens_per_second,
         "peak_memory_bytes": run_folder.peak_memory_bytes(),
         "wall_time_seconds": log.wall_time,

@@ -143,6 +143,15 @@ def test_a_short_last_batch_of_a_dataset(jit_compile: bool) -> None:
     assert np.isfinite(model.fit(data.take(BATCH).batch(BATCH), verbose=0).history["loss"])
 
 
+def test_validation_data_come_before_a_share_of_the_rows() -> None:
+    model, ids = make_model("gla"), stream()
+    model.compile(run_eagerly=not helpers.QUICKEST)
+    data = {"token_ids": ids[:, :TIME]}, ids[:, 1 : TIME + 1]
+    how = {"validation_data": data, "validation_split": 0.5, "batch_size": BATCH, "verbose": 0}
+    history = model.fit(*data, **how).history
+    assert np.isfinite(history["loss"]) and np.isfinite(history["val_loss"])
+
+
 def test_a_batch_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size"):
         make_model("gla", carried=0)

@@ -96,6 +96,10 @@ def test_under_xla_too() -> None:
     too_large = LABELS.copy()
     too_large[1, 3] = VOCABULARY
     assert np.isnan(model.train_on_batch({"token_ids": IDS}, too_large))
+    of_labels = helpers.xla(lambda labels: model.token_losses(IDS, labels))
+    known = np.array(of_labels(keras.ops.convert_to_tensor(too_large)))
+    assert np.isnan(known[1, 3]) and np.isnan(known).sum() == 1
+    np.testing.assert_allclose(np.where(np.isnan(known), losses, known), losses, rtol=1e-5)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     model.reset_metrics()

@@ -169,6 +169,7 @@ def test_texts_in_every_form_are_the_same(tokenizers: dict) -> None:
         assert model.evaluate(texts, verbose=0) == pytest.approx(expected, abs=1e-6)
     dataset = tf.data.Dataset.from_tensor_slices(TEXTS)
     assert model.evaluate(dataset.batch(3), verbose=0) == pytest.approx(expected, abs=1e-6)
+    assert model.generate(dataset.batch(3).take(0)) == []
     for call in (model.fit, model.evaluate, model.predict):
         with pytest.raises(ValueError, match=r"a single text.*dataset\.batch"):
             call(dataset)

@@ -41,6 +41,15 @@ def test_a_known_length_of_none_gives_one_piece_of_padding() -> None:
     assert tuple(chunking.merge_axis(pieces, 0, axis=0).shape) == (0, HEADS)
 
 
+@pytest.mark.skipif(helpers.BACKEND != "tensorflow", reason="JAX knows all lengths")
+def test_an_unknown_length_of_none_gives_one_piece_of_padding() -> None:
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, HEADS), "float32")]
+    split = tf.function(lambda x: chunking.split_axis(x, CHUNK, 0, 2.0), signature)
+    assert np.array_equal(split(np.zeros((0, HEADS))), np.full((1, CHUNK, HEADS), 2.0))
+
+
 @pytest.mark.parametrize(
     ("asked", "time", "expected"), [(1, 9, 1), (3, 9, 4), (64, 13, 16), (64, 1, 1), (5, None, 8)]
 )

@@ -1,5 +1,7 @@
 """feed_forward2 against loops over inner, rank and hidden."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,27 @@ def test_one_position_by_hand() -> None:
     # 2 * (0 * 3 + 1 * 5 + 2 * 0.5) - 1 * (3 * 3 + 4 * 5 + 5 * 0.5)
     outputs = feed_forward2(first[None], second[None], kernel)
     assert helpers.leaves(outputs)[0].tolist() == [[-19.5]]
+
+
+@helpers.tensorflow_only
+def test_a_batch_of_none_whose_size_is_unknown() -> None:
+    import tensorflow as tf
+
+    shapes = (None, TIME, INNER), (None, TIME, RANK), (INNER, RANK, HIDDEN)
+    specs = [tf.TensorSpec(shape, "float64") for shape in shapes]
+
+    @partial(tf.function, input_signature=specs)
+    def value_and_gradients(*inputs: tf.Tensor) -> tuple:
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = feed_forward2(*inputs)
+        return outputs, tape.gradient(outputs, inputs)
+
+    first, second, kernel = make_inputs()
+    outputs, gradients = value_and_gradients(first[:0], second[:0], kernel)
+    assert outputs.shape == (0, TIME, HIDDEN)
+    assert [x.shape for x in gradients] == [first[:0].shape, second[:0].shape, kernel.shape]
+    assert not gradients[2].numpy().any()
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 3e-5), ("bfloat16", 2e-2)])

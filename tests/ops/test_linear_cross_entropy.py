@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from elita_tf.ops import linear_cross_entropy, slicing, token_cross_entropy
+from elita_tf.ops import cross_entropy, linear_cross_entropy, slicing, token_cross_entropy
 from tests import helpers, oracles
 from tests.helpers import BATCH, HIDDEN, TIME
 
@@ -110,6 +110,19 @@ def test_low_precision_inputs(dtype: str, spread: float, bound: float) -> None:
     inputs = make_inputs((BATCH, 67), spread=spread)
     hidden, kernel, weights = helpers.cast([*inputs[:2], inputs[3]], dtype)
     check([hidden, kernel, inputs[2], weights], bound)
+
+
+@pytest.mark.parametrize("weight", [1e-6, 1.0, 1e5])
+def test_products_in_float16_with_any_weight(
+    weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on accelerators. The smallest number of float16 is 6e-8, the largest 65,504."""
+    monkeypatch.setattr(cross_entropy, "product_dtype", lambda _: "float16")
+    hidden, kernel, labels, _ = make_inputs((BATCH, 67))
+    low = helpers.cast([hidden, kernel], "float16")
+    weights = np.full(labels.shape, weight, "float32")
+    weights[0, 0] *= 0.5
+    check([*low, labels, weights], 5e-3)
 
 
 @pytest.mark.parametrize("transform", [helpers.jitted, helpers.xla])

@@ -195,6 +195,19 @@ def test_steps_restart_where_a_segment_starts(name: str) -> None:
     helpers.assert_close(helpers.leaves(state), helpers.leaves(final), 1e-12)
 
 
+@pytest.mark.parametrize("form", [ops.attention2, ops.attention2_recurrent])
+def test_decays_whose_sum_is_no_number_forget(form: Callable) -> None:
+    """The smallest number twice is -inf, before which nothing counts."""
+    *inputs, log_decay, state = make_arguments("decayed attention2")
+    inputs[0][:, 4:7] = -np.inf
+    received, expected = (
+        helpers.leaves(form(*inputs, state, log_decay=log_decay))
+        for log_decay[:, 4:6] in (np.finfo("float64").min, -np.inf)
+    )
+    helpers.assert_finite(received)
+    helpers.assert_close(received, expected, 1e-14)
+
+
 def test_a_running_maximum_forgets_what_came_before_a_start() -> None:
     rng = np.random.default_rng(0)
     starts = rng.random((BATCH, 131, 1)) < 0.05

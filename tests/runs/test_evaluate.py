@@ -38,7 +38,8 @@ def oracle(run_dir, split, context):
 def test_figures_agree_with_the_logits(evaluated, split, context):
     arguments = ["--run_dir", str(evaluated), "--split", split]
     script.main(arguments + (["--context", str(context)] if context else []))
-    figures = json.loads((evaluated / f"evaluation-{split}.json").read_text())
+    windows = f"-{context}" if context else ""
+    figures = json.loads((evaluated / f"evaluation-{split}{windows}.json").read_text())
     losses = oracle(evaluated, split, context or 16)
     total, tokens = sum(map(np.sum, losses)), sum(map(len, losses))
     text = load_corpus(load_recipe(str(evaluated / "recipe.toml")).corpus)[split]
@@ -58,7 +59,7 @@ def test_figures_agree_with_the_logits(evaluated, split, context):
 def test_one_stream_is_one_long_window(evaluated):
     """With the state carried, the windows do not matter, but for the float32 of the sums."""
     script.main(["--run_dir", str(evaluated), "--carry_state", "--context", "24"])
-    figures = json.loads((evaluated / "evaluation-test-carried.json").read_text())
+    figures = json.loads((evaluated / "evaluation-test-24-carried.json").read_text())
     (losses,) = oracle(evaluated, "test", figures["tokens"])
     assert figures["carry_state"] is True and len(losses) == figures["tokens"]
     assert figures["loss"] == pytest.approx(np.mean(losses), rel=1e-4)

@@ -149,13 +149,16 @@ def test_every_model(model):
     backbone = recall.build(recall.Case(TINY, model, 1e-2)).backbone
     assert backbone.num_layers == 2 and backbone.mixers == recall.MODELS[model]
     heads = [block.mixer.layer.num_heads for block in backbone.blocks]
-    assert heads == {
-        "gated": [1, 8],
-        "gla": [1, 2],
-        "softmax": [1, 1],
-        "gated and gla": [8, 2],
-        "gated and softmax": [8, 1],
-    }[model]
+    assert (
+        heads
+        == {
+            "gated": [1, 8],
+            "gla": [1, 2],
+            "softmax": [1, 1],
+            "gated and gla": [8, 2],
+            "gated and softmax": [8, 1],
+        }[model]
+    )
     assert backbone({"token_ids": np.ones((2, 13), "int32")}).shape == (2, 13, 8)
 
 

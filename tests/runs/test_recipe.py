@@ -112,6 +112,13 @@ def test_averages_need_a_momentum_below_1(tiny_recipe):
         load_recipe(str(tiny_recipe), ["ema_momentum=-0.5"])
 
 
+@pytest.mark.parametrize("change", ["beta_1=1", "beta_2=1.5", "learning_rate=0"])
+def test_what_could_not_train_is_refused(tiny_recipe, change):
+    key, value = change.split("=")
+    with pytest.raises(ValueError, match=f"{key} = {value}(.0)?: expected a number (below|above)"):
+        load_recipe(str(tiny_recipe), [change])
+
+
 def test_differences_name_what_changed(tiny_recipe):
     first, second = (load_recipe(str(tiny_recipe), [f"seed={seed}"]) for seed in (0, 1))
     assert first.differences(first) == []

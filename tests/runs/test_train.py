@@ -159,6 +159,16 @@ def test_a_changed_recipe_is_refused(run_dir, tiny_recipe, capsys, arguments, me
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
 
 
+@pytest.mark.parametrize("change", ["hidden_dim=16", "optimizer=muon", "feed_forward=swiglu"])
+def test_force_with_another_model_changes_nothing(run_dir, capsys, change):
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    arguments = ["--resume", "--force", "--run_dir", str(run_dir), "--set", "steps=6", change]
+    with pytest.raises(SystemExit, match="2"):
+        script.main(arguments)
+    assert "belongs to another model, optimizer" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
 @pytest.mark.long
 def test_a_changed_recipe_and_text_go_on_by_force(run_dir, tmp_path, capsys):
     folder, text = tmp_path / "run", tmp_path / "other.txt"
