@@ -1,8 +1,8 @@
 """A block of the decoder: two residual lines, and the ways of running what stands beside them.
 
 A runner is a function `run(layers, x, **tensors)`. It gives what `run_directly` gives, which sends
-`x` through the layers, one after the other. It receives the layers themselves, so all that it
-computes with is before its eyes.
+`x` through the layers, one after the other. It receives the layers themselves, so it knows all the
+weights that it computes with.
 """
 
 from collections.abc import Callable, Sequence

@@ -22,7 +22,8 @@ PIECE = 2048
 PREFILL_PIECE = 16_384
 # A shorter piece would cost another compilation and save next to nothing.
 _SHORTEST_PIECE = 16
-# Tokens that are added at once, if they take no longer than a reader would notice.
+# A stream adds up to so many tokens at once, if they take no longer than so many seconds together:
+# a reader does not notice.
 MAX_STEPS, _PIECE_SECONDS = 16, 0.05
 # A tokenizer writes a token in one way only once it knows those before it.
 _CONTEXT = 8

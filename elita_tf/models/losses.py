@@ -11,8 +11,8 @@ from elita_tf.ops.arguments import require_shapes
 class TokenMean(keras.metrics.Mean):
     """The loss that `fit` and `evaluate` report: a mean over tokens, whatever the batches are.
 
-    Keras gives the loss of a batch and its number of rows as its weight. Rows hold more and fewer
-    tokens, so the model says before how much the batch weighs.
+    Keras gives the loss of a batch, and the number of rows as its weight. But rows can differ in
+    their number of tokens, so the model gives the right weight first, with `weigh_batch`.
     """
 
     def __init__(self) -> None:

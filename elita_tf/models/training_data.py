@@ -27,7 +27,7 @@ class CheckedData:
 
         Raises:
             ValueError: `class_weight`; anything but texts where there is a preprocessor; batches
-                that have not the rows of the carried state.
+                with another number of rows than the carried state.
         """
         _refuse_class_weight(kwargs)
         x, y, sample_weight = self._checked(x, y, sample_weight)

@@ -189,7 +189,7 @@ def _second_gradients(
     """Gradients of <u_losses, losses> + <u_hidden, d_hidden> + <u_kernel, d_kernel>.
 
     The last two terms are the rate at which the weighted sum changes where `hidden` and `kernel`
-    move along their upstream gradients. On this way logits move by `motion`.
+    move along their upstream gradients. `motion` is the rate at which the logits change then.
     """
     tokens, size = ops.shape(hidden)[0], slice_size(ops.shape(hidden)[0], kernel.shape[0])
     slices = [split_axis(x, size, axis=0) for x in (hidden, labels, weight, u_losses, u_hidden)]

@@ -100,7 +100,8 @@ def add_blocks(total: Any, term: Callable[[Any, int], Any], num_blocks: int) -> 
         is_new = start + ops.arange(size, dtype=start.dtype) >= index * size
         added = ops.where(is_new[:, None], block, ops.zeros_like(block))
         added = ops.slice(total, (start, zero), (size, width)) + added
-        # Waiting for what is added would make XLA copy the total, to read it once more.
+        # The next index depends on the block alone. If it depended on the sum, XLA would copy the
+        # whole total.
         return _next(index, block), ops.slice_update(total, (start, zero), added)
 
     return ops.while_loop(lambda index, _: index < num_blocks, advance, (0, total))[1]
