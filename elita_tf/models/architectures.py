@@ -22,10 +22,15 @@ architectures: dict[str, dict[str, Any]] = {
     "elita_gated": {**_ELITA, "mixers": "attention2_gated"},
     # GLA as published: 4 heads, SwiGLU, no positional encoding.
     "gla": {**_SWIGLU, "num_heads": 4, "mixers": "gla"},
-    # GLA with ELiTA's feed-forward.
-    "gla_ff2": {**_ELITA, "num_heads": 4, "mixers": "gla"},
+    # GLA with ELiTA's feed-forward, and other half-lives for every head.
+    "gla_ff2": {
+        **_ELITA,
+        "num_heads": 4,
+        "mixers": "gla",
+        "mixer_options": {"gla": {"half_lives": (1.0, 64.0)}},
+    },
     # The baseline: softmax attention with rotary positions and SwiGLU.
     "transformer": {**_SWIGLU, "num_heads": 8, "mixers": "softmax"},
-    # Constant-size state in all blocks but one.
-    "hybrid": {**_ELITA, "num_heads": 4, "mixers": ["attention2_query", "gla", "softmax"]},
+    # Constant-size state in all blocks but the last, which looks up what was read.
+    "hybrid": {**_ELITA, "mixers": ["attention2_gated", "attention2_gated", "softmax"]},
 }

@@ -134,12 +134,12 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
     }
     replaced = {
         "mixers": recipe.mixers,
-        "mixer_options": _with_none(recipe.mixer_options),
         "feed_forward": recipe.feed_forward,
         "feed_forward_options": _with_none(recipe.feed_forward_options),
     }
     overridden |= {name: value for name, value in replaced.items() if value}
     arguments = {**architectures[recipe.architecture], **overridden}
+    arguments["mixer_options"] = _mixer_options(recipe)
     backbone = ElitaBackbone(vocabulary_size=vocabulary_size, **arguments)
     carried = recipe.batch_size if recipe.carry_state else None
     return ElitaCausalLM(
@@ -148,6 +148,15 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> ElitaCausalLM:
         rematerialize=recipe.rematerialize,
         compile=False,
     )
+
+
+def _mixer_options(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Those of the recipe, and those of the architecture for what the recipe leaves open."""
+    options = _with_none(recipe.mixer_options)
+    if recipe.mixers:
+        return options
+    own = architectures[recipe.architecture].get("mixer_options", {})
+    return {name: {**own.get(name, {}), **options.get(name, {})} for name in {**own, **options}}
 
 
 def _with_none(options: Any) -> Any:

@@ -240,7 +240,7 @@ def _ablations(study: Records, _: Draw) -> list[str]:
     for name in dict.fromkeys(run["architecture"] for run in runs):
         own = study.own.get(name, {})
         sines = study.own.get(SINES, {}) if name == GATED else {}
-        changed = [run for run in runs if run["architecture"] == name]
+        changed = [run for run in runs if run["architecture"] == name and not run["seed"]]
         for run in filter(None, [own, sines, *changed]):
             rows.append(
                 _row(study, run)

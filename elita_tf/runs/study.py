@@ -53,7 +53,7 @@ ABLATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "elita_gated",
         ('mixers=["attention2_gated", "attention2_gated", "softmax"]',),
     ),
-    "GLA and FeedForward2, half-lives 1 to 64": ("gla_ff2", (f"{_GLA}half_lives=[1, 64]",)),
+    "GLA and FeedForward2, half-life 16": ("gla_ff2", (f"{_GLA}half_lives=none",)),
     "GLA without gate": ("gla", (f"{_GLA}gate=none",)),
     "GLA, fixed decay": ("gla", (f"{_GLA}gate=fixed",)),
     "GLA, scalar gate": ("gla", (f"{_GLA}gate=scalar",)),

@@ -145,6 +145,22 @@ def test_a_recipe_replaces_what_the_architecture_says(tiny_recipe):
         build_model(load_recipe(str(tiny_recipe), [*overrides, "mixer_options.gla.rank=2"]), 40)
 
 
+@pytest.mark.parametrize(
+    ("change", "half_lives"),
+    [
+        ("mixer_options.gla.gate_rank=3", (1.0, 64.0)),
+        ("mixer_options.gla.half_lives=[2, 8]", (2, 8)),
+        ("mixer_options.gla.half_lives=none", None),
+        ('mixers=["gla"]', None),
+    ],
+)
+def test_options_are_added_to_those_of_the_architecture(tiny_recipe, change, half_lives):
+    recipe = load_recipe(str(tiny_recipe), ["architecture=gla_ff2", change])
+    layer = build_model(recipe, 300).backbone.blocks[0].mixer.layer
+    assert layer.half_lives == half_lives
+    assert layer.gate_rank == (3 if "gate_rank" in change else 16)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_weight_decay_is_for_matrices(tiny_recipe, optimizer):
     overrides = ["weight_decay=0.5", f"optimizer={optimizer}", "learning_rate=0.1"]
