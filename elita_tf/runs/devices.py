@@ -18,7 +18,7 @@ Tensor."
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,9 +36,14 @@ class Devices(NamedTuple):
     num_replicas: int = 1
     is_first: bool = True
 
-    def folder(self, run_dir: Path) -> Path:
-        """The run folder; in every process but the first, one that nobody reads."""
-        return run_dir if self.is_first else Path(tempfile.mkdtemp())
+    @contextlib.contextmanager
+    def folder(self, run_dir: Path) -> Iterator[Path]:
+        """Where to write: the run folder, or, but in the first process, one that is removed."""
+        if self.is_first:
+            yield run_dir
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder)
 
 
 ONE_DEVICE = Devices()

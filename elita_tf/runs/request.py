@@ -1,5 +1,6 @@
 """The beginning of a run: is it a new one, or does it go on; and everything that it needs."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,15 +46,18 @@ def opened(
         ValueError, OSError, ImportError: for what an option, a recipe or a folder can have wrong.
     """
     found = devices.find(device_kind, recipe)
-    run_dir = found.folder(run_dir)
     run_folder.require_own(run_dir, mode.restart)
-    with run_folder.locked(run_dir):
+    with found.folder(run_dir) as own, run_folder.locked(own):
+        # Every process goes on from what the first one wrote.
         checkpoint = None
         if not mode.restart:
             checkpoint = run_folder.checkpoint_of(run_dir, recipe, mode.force)
             if run_folder.is_finished(run_dir, recipe):
                 yield None
                 return
+        if checkpoint and own != run_dir:
+            for weights in run_dir.glob("*.weights.h5"):
+                shutil.copy(weights, own)
         if mode.resume and checkpoint is None:
             raise ValueError(f"--resume: {run_dir} holds no checkpoint to go on from.")
         with found.scope():
@@ -62,4 +66,4 @@ def opened(
                 require_same_model(checkpoint, setup.model)
         if checkpoint and not mode.force:
             run_folder.require_same_text(checkpoint, setup.train_ids)
-        yield Request(run_dir, recipe, setup, checkpoint, found)
+        yield Request(own, recipe, setup, checkpoint, found)

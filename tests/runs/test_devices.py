@@ -13,6 +13,8 @@ import pytest
 
 from elita_tf.models import ElitaBackbone, ElitaCausalLM, architectures
 from elita_tf.runs import devices, training
+from elita_tf.runs.recipe import load_recipe
+from elita_tf.runs.request import Mode, opened
 from tests import helpers
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,20 @@ def test_a_run_on_tensorflow(run_dir: Path, tiny_recipe: Path, tmp_path: Path) -
     command = [sys.executable, "-c", TWO_DEVICES, str(tiny_recipe), str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     np.testing.assert_allclose(losses(tmp_path), losses(run_dir), atol=1e-4)
+
+
+def test_a_second_process_goes_on_and_writes_elsewhere(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "find", lambda *_: devices.Devices(is_first=False))
+    recipe = load_recipe(str(run_dir / "recipe.toml"), ["steps=6"])
+    before = sorted(run_dir.rglob("*"))
+    with opened(recipe, run_dir, None, "data", Mode(force=True)) as request:
+        assert request.checkpoint.step == 5 and request.run_dir.is_dir()
+        assert request.run_dir != run_dir and sorted(run_dir.rglob("*")) == before
+        best = "best.weights.h5"
+        assert (request.run_dir / best).read_bytes() == (run_dir / best).read_bytes()
+    assert not request.run_dir.exists()
 
 
 MISTAKES = {

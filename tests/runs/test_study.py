@@ -113,6 +113,14 @@ def test_a_stopped_timing_goes_on_with_whole_rounds(make_study, monkeypatch) -> 
     ] * 2
 
 
+def test_a_timing_begins_anew(make_study, monkeypatch) -> None:
+    made, calls = make_study(distance(6e-3)), []
+    monkeypatch.setattr(made, "_train_in_a_process", lambda *given: calls.append(given[1:]))
+    monkeypatch.setattr(study, "cost", lambda _, folder: {"seconds_per_step": folder.name})
+    assert made._timed("gla", 2) == {"seconds_per_step": "timing-2-gla"}
+    assert calls == [(made.runs / "timing-2-gla", "--restart")]
+
+
 def test_the_tuned_recipes_are_one_but_for_architecture_and_rate() -> None:
     recipes = [
         load_recipe(f"{name.replace('_', '-')}-wikitext2-tuned")
