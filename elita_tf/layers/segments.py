@@ -9,6 +9,8 @@ from elita_tf.ops.segments import segment_starts
 
 # The leaf of a state, int32 (batch,), that holds the segment id of the last real position.
 SEGMENT_ID = "segment_id"
+# Its value in a row that has read no real position with an id: the smallest int32.
+_NO_SEGMENT = -(2**31)
 
 
 def mask_of(inputs: Any, mask: Any) -> Any:
@@ -85,11 +87,13 @@ def follow_segments(
         mask = ops.cast(mask, "bool")
         filled, real = _fill_masked(segment_ids, mask), ops.any(mask, axis=1)
     last = filled[:, -1]
-    if own is not None and previous is not None:
-        previous = ops.cast(previous, "int32")
-        restarted = ops.not_equal(filled[:, 0], previous)
-        if real is not None:
-            restarted, last = ops.logical_and(restarted, real), ops.where(real, last, previous)
+    previous = ops.cast(_NO_SEGMENT if previous is None else previous, "int32")
+    if real is not None:
+        last = ops.where(real, last, previous)
+    if own is not None and SEGMENT_ID in state:
+        known = ops.not_equal(previous, _NO_SEGMENT)
+        restarted = ops.logical_and(known, ops.not_equal(filled[:, 0], previous))
+        restarted = restarted if real is None else ops.logical_and(restarted, real)
         own = _restart(layer, own, restarted)
     return number_segments(filled), own, {SEGMENT_ID: last}
 

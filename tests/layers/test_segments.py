@@ -131,6 +131,19 @@ def test_a_masked_piece_keeps_the_state_whatever_its_ids(factory: Callable) -> N
 
 
 @LAYERS
+def test_a_masked_piece_begins_no_segment(factory: Callable) -> None:
+    layer, inputs = make_layer(factory), make_inputs()
+    empty, call_with_state = layer.get_initial_state(BATCH), jitted(layer.call_with_state)
+    ids, none = np.full((BATCH, 5), 3), np.zeros((BATCH, 5), bool)
+    _, state = call_with_state(inputs[:, :5], empty)
+    _, after = call_with_state(inputs[:, :5], state, mask=none, segment_ids=ids + 1)
+    for segment_ids in (ids, ids + 1):
+        expected, _ = call_with_state(inputs[:, 5:10], state, segment_ids=segment_ids)
+        received, _ = call_with_state(inputs[:, 5:10], after, segment_ids=segment_ids)
+        assert np.array_equal(*helpers.leaves([received, expected]))
+
+
+@LAYERS
 def test_no_output_depends_on_another_segment(factory: Callable) -> None:
     layer, inputs = make_layer(factory, "float32"), make_inputs("float32")
     changed = inputs.copy()
