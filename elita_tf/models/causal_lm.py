@@ -330,14 +330,15 @@ class ElitaCausalLM(
         require_inputs(self.name, x, labels=y)
         require_ids(self.name, self.vocabulary_size, labels=y)
         labels, weights = weigh_labels(self.name, y, sample_weight, x.get("padding_mask"))
-        too_large = ops.any(labels >= self.vocabulary_size)
-        labels = ops.minimum(labels, self.vocabulary_size - 1)
+        token_ids, size = ops.convert_to_tensor(x["token_ids"]), self.vocabulary_size
+        is_outside = ops.any(labels >= size) | ops.any((token_ids < 0) | (token_ids >= size))
+        labels = ops.minimum(labels, size - 1)
         hidden_states = self._hidden_states(x, training)
         kernel, shared = self.backbone.output_kernel, self._shared_compilation
         cross_entropy = linear_cross_entropy if shared is None else shared.linear_cross_entropy
         loss = cross_entropy(hidden_states, kernel, labels, weights)
-        # A compiled step has no other way to say that a label is outside of the vocabulary.
-        loss = ops.where(too_large, float("nan"), loss)
+        # A compiled step has no other way to say that an id is outside of the vocabulary.
+        loss = ops.where(is_outside, float("nan"), loss)
         self._report_weight(ops.sum(ops.cast(weights, "float32")))
         # Every replica has the mean over its part of the batch, and Keras adds these up.
         return sum(self.losses, loss) / self._num_replicas

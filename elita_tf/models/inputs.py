@@ -69,7 +69,8 @@ def require_inputs(model: str, inputs: Any, **labels: Any) -> None:
         received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
         raise ValueError(
             f"{model} takes a dict of `token_ids` and, if there is padding, `padding_mask`; "
-            f"received {received}. Strings need a model with a preprocessor."
+            f'received {received}. Pass ids as {{"token_ids": ids}}; strings need a model with a '
+            "preprocessor."
         )
     unknown = sorted(set(inputs) - {"token_ids", *_OPTIONAL})
     if unknown:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from elita_tf.data.tokenizer_base import texts_of
 from elita_tf.models.carried_state import CarriedState
+from elita_tf.models.inputs import require_ids, require_inputs
 from elita_tf.models.preprocessor import require_no_labels
 
 
@@ -89,12 +90,23 @@ class CheckedData:
         Keras drops weights where there are no labels.
         """
         if self.preprocessor is None:
+            self._require_arrays(x, y)
             return x, y, sample_weight
         # NumPy would make strings of None and NaN beside strings. Datasets have dtypes.
         if isinstance(x, list | tuple | str | bytes) or hasattr(x, "__array__"):
             texts_of(x)
         require_no_labels(y)
         return x, sample_weight, sample_weight
+
+    def _require_arrays(self, x: Any, y: Any) -> None:
+        """Raises a ValueError for arrays that a graph would misread or refuse less clearly."""
+        tensors = x.values() if isinstance(x, dict) else [x]
+        if not all(hasattr(tensor, "__array__") for tensor in tensors):
+            return  # a dataset, or what Keras says something of
+        is_own_loss = getattr(self, "loss", None) is None
+        labels = {"labels": y} if is_own_loss and hasattr(y, "__array__") else {}
+        require_inputs(self.name, x, **labels)
+        require_ids(self.name, self.vocabulary_size, token_ids=x["token_ids"], **labels)
 
 
 def _refuse_class_weight(arguments: dict[str, Any]) -> None:

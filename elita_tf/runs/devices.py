@@ -56,7 +56,9 @@ def find(devices: str, recipe: Recipe) -> Devices:
         ValueError: devices that the backend cannot use, or that the recipe does not divide over.
     """
     kind, _, size = devices.partition("=")
-    if kind not in ("one", "data", "model", "tpu") or (size and not size.isdecimal()):
+    if kind not in ("one", "data", "model", "tpu") or (
+        size and not (kind == "model" and size.isdecimal())
+    ):
         raise ValueError(f"--devices {devices}: expected one, data, model=K or tpu.")
     backend = keras.backend.backend()
     if backend == "jax" and tf.config.list_physical_devices("GPU"):

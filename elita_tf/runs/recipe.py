@@ -17,6 +17,8 @@ from elita_tf.models import architectures
 from elita_tf.runs.command_line import command_parser, explained
 
 FOLDER = Path(__file__).parent / "recipes"
+# The recipe of a run, in its folder.
+RECIPE = "recipe.toml"
 ON_NONFINITE = ("stop", "skip")
 SCHEDULES = ("constant", "capped_inverse_sqrt", "cosine")
 OPTIMIZERS = ("adam", "muon")
@@ -182,6 +184,11 @@ def _find(name: str) -> Path:
     for path in (FOLDER / f"{name}.toml", Path(name).expanduser()):
         if path.is_file():
             return path
+    if Path(name).name == RECIPE:
+        raise FileNotFoundError(
+            f"{Path(name).parent} holds no run: it has no {RECIPE}. Name a folder that `elita "
+            "train` wrote."
+        )
     known = recipe_names()
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""

@@ -340,14 +340,29 @@ SECTIONS = (  # The name of each is its title.
     *(_setting, _equal_tokens, _equal_time, _length, _headline, _ablations, _recall),
     *(_rates_and_options, _a_larger_size),
 )
+ORIGIN = "`elita_tf/runs/results.py` makes this page from the runs' JSON files."
 AGAIN = (
     "`make study DATA_DIR=...`, with the folder of `wiki.{train,valid,test}.raw`, does all of it, "
     "and goes on where it was stopped. With `STUDY=short` it does a little of every part."
 )
 
 
+def require_own(page: Path) -> None:
+    """Raises ValueError for a page that is none of ours, as writing one would replace it."""
+    if page.is_file() and ORIGIN not in page.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(
+            f"{page} is not the page of a study, and this study would replace it. Move it away, or "
+            "begin in another folder."
+        )
+
+
 def write_page(folder: Path, page: Path) -> None:
-    """Writes the page, and its plots beside it, from the JSON files in the folder."""
+    """Writes the page, and its plots beside it, from the JSON files in the folder.
+
+    Raises:
+        ValueError: the page is there, and not one of a study.
+    """
+    require_own(page)
     study, plots = Records(folder), page.with_suffix("")
     plots.mkdir(parents=True, exist_ok=True)
 
@@ -359,7 +374,7 @@ def write_page(folder: Path, page: Path) -> None:
         plot(path, curves, labels, **options)
         return [f"![{labels[1]} by {labels[0]}]({plots.name}/{path.name})"]
 
-    text = ["# Results", "`elita_tf/runs/results.py` makes this page from the runs' JSON files."]
+    text = ["# Results", ORIGIN]
     missing = []
     for section in SECTIONS:
         title = section.__name__.strip("_").replace("_", " ").capitalize()

@@ -21,7 +21,7 @@ import numpy as np
 from elita_tf.data import encode_split, load_corpus, load_tokenizer
 from elita_tf.runs import recall, results, run_folder
 from elita_tf.runs.assembly import load_trained
-from elita_tf.runs.command_line import command_parser, path
+from elita_tf.runs.command_line import command_parser, explained, path
 from elita_tf.runs.evaluation import label_losses, report
 from elita_tf.runs.recipe import Recipe, checked_recipe, load_recipe
 
@@ -375,6 +375,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     plan = SHORT if options.short else FULL
+    with explained(parser):
+        results.require_own(plan.page)
+        if not options.page:
+            load_corpus("wikitext-2", options.data_dir)
+        elif not any(plan.folder.glob("*.json")):
+            raise ValueError(f"{plan.folder} holds no records to make a page of.")
     study = Study(plan, options.data_dir, Path("runs", plan.folder.name))
     chosen = [] if options.page else options.parts or list(study.parts())
     unknown = set(chosen) - set(study.parts())

@@ -8,6 +8,7 @@ import math
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ from elita_tf.runs.recipe import Recipe, load_recipe
 from elita_tf.runs.request import Mode, Request, opened
 
 DEFAULT = "quickstart"
+SECONDS_BETWEEN_LINES = 30
 
 
 def train(
@@ -168,10 +170,13 @@ def carry_out(request: Request, tensorboard: bool = False) -> dict[str, Any]:
         used.weights.save_last()
     except FloatingPointError as error:
         batch = describe_batch(recipe, setup.train_ids, log.step - 1)
-        good = callbacks.newest_checkpoint(used.checkpoints.folder)
-        print(f"{error} Its batch: {batch}. Last good checkpoint: {good and good.path}.")
-        skip = "" if recipe.on_nonfinite == "skip" else "on_nonfinite=skip or "
-        print(f"--force goes on from there, with --set {skip}a lower learning_rate.")
+        print(f"{error} Its batch: {batch}.")
+        change = "" if recipe.on_nonfinite == "skip" else "on_nonfinite=skip or "
+        change = f"--set {change}a lower learning_rate"
+        if good := callbacks.newest_checkpoint(used.checkpoints.folder):
+            print(f"--force goes on from the last checkpoint, {good.path}, with {change}.")
+        else:
+            print(f"There is no checkpoint yet: begin anew, with --restart and {change}.")
     finally:
         stop.release()
     summary = {
@@ -262,10 +267,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="values in place of the recipe's; a key of a table is table.key",
     )
-    parser.add_argument(
+    beginning = parser.add_mutually_exclusive_group()
+    beginning.add_argument(
         "--resume", action="store_true", help="only go on, with the recipe of the run folder"
     )
-    parser.add_argument(
+    beginning.add_argument(
         "--restart", action="store_true", help="begin anew, and delete what the run wrote"
     )
     parser.add_argument(
@@ -317,17 +323,32 @@ def _show(run_dir: Path, summary: dict[str, Any]) -> None:
 
 
 class ProgressLines(keras.callbacks.Callback):
-    """Prints a line at every validation, for an output that is not a terminal."""
+    """Prints a line at every validation and twice a minute, for an output that is no terminal."""
 
     def __init__(self, log: callbacks.TrainingLog) -> None:
         super().__init__()
         self._log = log
+        self._told_at = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._tell(f"Training {self._log.num_steps} steps; before the first the model is compiled")
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if time.monotonic() - self._told_at >= SECONDS_BETWEEN_LINES:
+            self._tell_losses(logs or {})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        log, logs = self._log, logs or {}
+        self._tell_losses(logs or {})
+
+    def _tell_losses(self, logs: dict[str, Any]) -> None:
+        log = self._log
         losses = ", ".join(f"{k} {logs[k]:.4f}" for k in ("loss", "val_loss") if k in logs)
         line = f"step {log.step} of {log.num_steps}: {losses}"
         if log.tokens_per_second:
             left = (log.num_steps - log.step) * log.tokens_per_step / log.tokens_per_second
             line += f", {log.tokens_per_second:,.0f} tokens/s, {left:.0f} s left"
+        self._tell(line)
+
+    def _tell(self, line: str) -> None:
         print(line, flush=True)
+        self._told_at = time.monotonic()

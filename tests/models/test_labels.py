@@ -132,3 +132,34 @@ def test_inputs_of_other_names_are_refused() -> None:
     for call in (model, model.backbone, lambda x: model.train_on_batch(x, LABELS)):
         with pytest.raises(ValueError, match="received also attention_mask"):
             call(x)
+
+
+@pytest.mark.parametrize("wrong", [-1, VOCABULARY])
+def test_a_token_id_outside_of_the_vocabulary_in_fit(wrong: int) -> None:
+    ids = IDS.copy()
+    ids[1, 3] = wrong
+    model = make_model()
+    message = rf"`token_ids` of .*below the `vocabulary_size` of {VOCABULARY}, received {wrong}"
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match=message):
+            call({"token_ids": ids}, LABELS, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.predict({"token_ids": ids}, verbose=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("wrong", [-1, VOCABULARY])
+def test_a_token_id_outside_of_the_vocabulary_makes_the_loss_of_a_compiled_step_nan(
+    wrong: int,
+) -> None:
+    ids = IDS.copy()
+    ids[1, 3] = wrong
+    assert np.isnan(make_model(jit_compile=True).train_on_batch({"token_ids": ids}, LABELS))
+
+
+def test_arrays_that_do_not_fit_are_explained() -> None:
+    model = make_model()
+    with pytest.raises(ValueError, match=r'Pass ids as \{"token_ids": ids\}'):
+        model.fit(IDS, LABELS, verbose=0)
+    with pytest.raises(ValueError, match="labels"):
+        model.fit({"token_ids": IDS}, LABELS[:, 1:], verbose=0)

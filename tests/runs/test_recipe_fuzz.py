@@ -83,7 +83,12 @@ def test_any_overrides(path, overrides):
 
 
 @budget(40, 2000)
-@given(st.text(), st.floats(0, 1e18), st.integers(1, 2**63 - 1), st.sampled_from([True, "auto"]))
+@given(
+    st.text(),
+    st.floats(0, 1e18, exclude_min=True),
+    st.integers(1, 2**63 - 1),
+    st.sampled_from([True, "auto"]),
+)
 def test_every_value_that_is_allowed_reads_back(path, corpus, rate, steps, jit_compile):
     path.write_text(WHOLE, encoding="utf-8")
     values = {**vars(load_recipe(str(path))), "corpus": corpus, "learning_rate": rate}

@@ -187,3 +187,14 @@ def test_the_records_that_exist_are_of_the_recipes_as_they_are(
 
 def test_there_are_records() -> None:
     assert len(RECORDS) >= 2
+
+
+def test_a_page_of_another_is_not_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text("my own results")
+    with pytest.raises(ValueError, match="is not the page of a study"):
+        study.results.write_page(tmp_path / "study", page)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
+    page.unlink()
+    for _ in range(2):
+        study.results.write_page(tmp_path / "study", page)

@@ -119,7 +119,7 @@ def test_a_run_that_diverges_stops_and_says_so(tiny_recipe, tmp_path, capsys):
     good = newest_checkpoint(tmp_path / "checkpoints")
     assert good.step == 1
     printed = capsys.readouterr().out
-    assert f"Last good checkpoint: {good.path}." in printed
+    assert f"--force goes on from the last checkpoint, {good.path}, with --set on" in printed
     (found,) = re.findall("Step 2: loss .* norm of the gradient .*windows (.*) of 17 ids", printed)
     parts = assemble(load_recipe(str(tiny_recipe)), None)
     inputs, _ = list(parts.training.take(2))[1]
@@ -149,7 +149,7 @@ def test_a_finished_run_says_so(run_dir, tiny_recipe, capsys, monkeypatch):
         (["--set", "steps=7", "beta_2=0.9"], r"\(steps: 5 -> 7; beta_2: 0.999 -> 0.9\)"),
         (["--resume", "--set", "seed=3"], r"another recipe \(seed: 0 -> 3\)"),
         (["--force", "--set", "steps=4"], "has done 5 steps, more than steps = 4"),
-        (["--resume", "--restart"], "holds no checkpoint to go on from"),
+        (["--resume", "--restart"], "--restart: not allowed with argument --resume"),
     ],
 )
 def test_a_changed_recipe_is_refused(run_dir, tiny_recipe, capsys, arguments, message):
