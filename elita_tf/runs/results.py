@@ -272,25 +272,29 @@ def _ablations(study: Records, _: Draw) -> list[str]:
 def _recall(study: Records, draw: Draw) -> list[str]:
     runs = sorted(study.recall, key=lambda run: (run["validation_accuracy"], -run["rate"]))
     best, rows, curves = {run["model"]: run for run in runs}, [], {}
+    rates = {name: sorted(run["rate"] for run in runs if run["model"] == name) for name in best}
     for name, run in sorted(best.items()):
         by_pairs = run["test_accuracy_by_pairs"]
         row = {"model": name, "rate": f"{run['rate']:g}", "parameters": f"{run['parameters']:,}"}
+        row |= {"of the rates": ", ".join(f"{rate:g}" for rate in rates[name])}
         row |= {f"{x} pairs": f"{y:.1%}" for x, y in by_pairs.items()}
         rows.append(row | {"all": f"{run['test_accuracy']:.1%}"})
         curves[name] = [int(x) for x in by_pairs], [100 * y for y in by_pairs.values()]
     softmax = best.get(SOFTMAX, {}).get("test_accuracy", NAN)
-    behind = [name for name, run in sorted(best.items()) if run["test_accuracy"] < softmax]
+    below = [name for name, run in sorted(best.items()) if run["test_accuracy"] < VALID]
     sizes = {x: y for run in runs for x, y in run["task"].items() if isinstance(y, int)}
     verdict = (
         f"The task is valid if softmax, which can do it, reaches {VALID:.0%}. It reaches "
         f"{_show(softmax, '.1%')}: {'valid' if softmax >= VALID else 'not shown to be valid'}. "
-        f"Softmax is ahead of: {', '.join(behind) or 'none'}."
+        f"Below that are: {', '.join(below) or 'none'}."
     )
     return [
         *_table(
             "Multi-query associative recall: a sequence holds pairs of a key and a value, then "
-            "every key again, and the model is to say its value. Each model has the rate of its "
-            "best validation accuracy. The figures are the shares of right values in the test "
+            "every key again, and the model is to say its value. A model has two blocks. The first "
+            "sees the position before: it is softmax over two positions, or the one that is named "
+            "first. Every training example comes once. Each model has the rate of its best "
+            "validation accuracy. The figures are the shares of right values in the test "
             f"examples. Sizes: {words(sizes)}.",
             rows,
         ),

@@ -285,7 +285,8 @@ def test_recall(page, softmax, valid):
     assert row(text, "gated")["16 pairs"] == "49.0%"
     assert f": {valid}." in text
     assert "Sizes: length = 64." in text
-    assert "ahead of: gated." in text
+    assert row(text, "softmax")["of the rates"] == "0.001, 0.01"
+    assert f"Below that are: {'gated' if softmax > 0.95 else 'gated, softmax'}." in text
 
 
 def test_a_larger_size_has_its_own_seconds(page):
