@@ -48,7 +48,10 @@ def split_axis(x: Any, size: Any, axis: int, padding: float = 0.0) -> Any:
     shape = ops.shape(x)
     # In ONNX, -(-length // size) of an unknown length would be wrong.
     pieces = (shape[axis] + size - 1) // size
-    pieces = max(pieces, 1) if isinstance(pieces, int) else ops.maximum(pieces, 1)
+    if isinstance(pieces, int):
+        pieces = max(pieces, 1)
+    elif ops.is_tensor(pieces):  # unlike a size of JAX that is to come
+        pieces = ops.maximum(pieces, 1)
     widths = [[0, 0] for _ in shape]
     widths[axis][1] = pieces * size - shape[axis]
     x = ops.pad(x, widths, constant_values=padding)
